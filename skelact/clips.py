@@ -1,0 +1,136 @@
+"""Ragged clips: the one data structure that flows through skelact.
+
+All frames of a batch of clips lie one after another in a single tensor, so that nothing is padded and a batch
+of a resident store is the store itself plus N starts and lengths. Dense views `(N, M, T, V, C)` are made from it
+by the samplers in :mod:`skelact.transforms.sampling`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RaggedClips:
+    """N clips of different lengths over one table of frames.
+
+    Args:
+        frames: `(F, M, V, C)` floating point: F frames, M person slots, V joints, C channels (coordinates in the
+            unit of the source, metres for 3D; a score channel comes last where the source has one).
+        start: `(N,)` int64, first frame of each clip.
+        length: `(N,)` int64, number of frames of each clip, at least 1.
+        label: `(N,)` int64, class of each clip, -1 where unknown.
+        index: `(N,)` int64, stable position of each clip in its store; random draws and scores are keyed by it.
+        mask: `(F, M, V)` bool, True where a joint was observed; None means that everything was.
+
+    Raises:
+        ValueError: shapes disagree. Ranges (start + length within F) are checked where clips are read, not here,
+            because the check would synchronise the device.
+    """
+
+    frames: Tensor
+    start: Tensor
+    length: Tensor
+    label: Tensor
+    index: Tensor
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 4:
+            raise ValueError(f"frames must be (F, M, V, C), got {tuple(self.frames.shape)}")
+        n = self.start.shape
+        for name in ("length", "label", "index"):
+            if getattr(self, name).shape != n:
+                raise ValueError(f"{name} has shape {tuple(getattr(self, name).shape)}, start has {tuple(n)}")
+        if self.mask is not None and self.mask.shape != self.frames.shape[:3]:
+            raise ValueError(f"mask must be {tuple(self.frames.shape[:3])}, got {tuple(self.mask.shape)}")
+
+    def __len__(self) -> int:
+        return self.start.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.frames.device
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(M, V, C): person slots, joints, channels."""
+        _, m, v, c = self.frames.shape
+        return m, v, c
+
+    @classmethod
+    def pack(
+        cls,
+        clips: Sequence[Tensor],
+        label: Sequence[int] | Tensor | None = None,
+        index: Sequence[int] | Tensor | None = None,
+        mask: Sequence[Tensor] | None = None,
+    ) -> RaggedClips:
+        """Lay clips `(T_i, M, V, C)` (and masks `(T_i, M, V)`) one after another."""
+        length = torch.tensor([len(clip) for clip in clips], dtype=torch.int64)
+        count = len(clips)
+        return cls(
+            frames=torch.cat(list(clips)),
+            start=length.cumsum(0) - length,
+            length=length,
+            label=torch.full((count,), -1) if label is None else torch.as_tensor(label, dtype=torch.int64),
+            index=torch.arange(count) if index is None else torch.as_tensor(index, dtype=torch.int64),
+            mask=None if mask is None else torch.cat(list(mask)),
+        )
+
+    def select(self, rows: Tensor) -> RaggedClips:
+        """The clips in `rows` (int64 positions or a bool mask over N); frames are shared, not copied."""
+        return replace(
+            self, start=self.start[rows], length=self.length[rows], label=self.label[rows], index=self.index[rows]
+        )
+
+    def clip(self, row: int) -> Tensor:
+        """Frames `(T, M, V, C)` of one clip, a view."""
+        return self.frames.narrow(0, int(self.start[row]), int(self.length[row]))
+
+    def clip_mask(self, row: int) -> Tensor:
+        """Observed joints `(T, M, V)` of one clip."""
+        start, length = int(self.start[row]), int(self.length[row])
+        if self.mask is None:
+            return torch.ones((length, *self.frames.shape[1:3]), dtype=torch.bool, device=self.device)
+        return self.mask.narrow(0, start, length)
+
+    def compact(self) -> RaggedClips:
+        """A copy that holds only the frames its clips use, in clip order (what a loader worker sends)."""
+        rows = self.frame_rows()
+        return replace(
+            self,
+            frames=self.frames[rows],
+            mask=None if self.mask is None else self.mask[rows],
+            start=self.length.cumsum(0) - self.length,
+        )
+
+    def frame_rows(self) -> Tensor:
+        """`(sum of lengths,)` int64: the rows of `frames` that the clips use, clip after clip."""
+        first = self.length.cumsum(0) - self.length
+        offset = torch.repeat_interleave(self.start - first, self.length)
+        return torch.arange(offset.shape[0], device=offset.device) + offset
+
+    def owner(self) -> Tensor:
+        """`(sum of lengths,)` int64: for each row of :meth:`frame_rows`, the position of its clip in this batch."""
+        return torch.repeat_interleave(torch.arange(len(self), device=self.start.device), self.length)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RaggedClips:
+        """The same clips on another device."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        return RaggedClips(*(move(getattr(self, f)) for f in self.__dataclass_fields__))  # type: ignore[arg-type]
+
+    def pin_memory(self) -> RaggedClips:
+        """The same clips in page-locked memory (called by the data loader)."""
+
+        def pin(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.pin_memory()
+
+        return RaggedClips(*(pin(getattr(self, f)) for f in self.__dataclass_fields__))  # type: ignore[arg-type]
