@@ -28,8 +28,17 @@ def _mirror(joints: list[str]) -> list[list[str]]:
     return [[joint, "right" + joint[4:]] for joint in joints if joint.startswith("left_")]
 
 
-def _kinect(name: str, spine: list[str], chest: str, hips: str, extra: list[str], extra_bones: list[list[str]]) -> dict[str, Any]:
-    joints = [*spine, *_limbs(_ARM, "left"), *_limbs(_ARM, "right"), *_limbs(_LEG, "left"), *_limbs(_LEG, "right"), *extra]
+def _kinect(
+    name: str, spine: list[str], chest: str, hips: str, extra: list[str], extra_bones: list[list[str]]
+) -> dict[str, Any]:
+    joints = [
+        *spine,
+        *_limbs(_ARM, "left"),
+        *_limbs(_ARM, "right"),
+        *_limbs(_LEG, "left"),
+        *_limbs(_LEG, "right"),
+        *extra,
+    ]
     bones = [bone for side in _SIDES for bone in _chain(chest, _limbs(_ARM, side))]
     bones += [bone for side in _SIDES for bone in _chain(hips, _limbs(_LEG, side))]
     hands = [joint for joint in extra if joint.endswith(("tip", "thumb"))]
@@ -131,8 +140,8 @@ H36M17: dict[str, Any] = {
     "dims": 2,  # as the networks of MotionBERT and MaskCLR are fed: image coordinates and a score
 }
 
-# Joints of HDM05 are named here by where the bone of that name ends: the end of the clavicle is the shoulder, the end of
-# the humerus the elbow; radius and wrist bone together make the forearm, so the wrist is the end of the wrist bone.
+# Joints of HDM05 are named here by where the source's bone ends: the end of the clavicle is the shoulder, that of the
+# humerus the elbow; radius and wrist bone together make the forearm, so the wrist is the end of the wrist bone.
 _HDM_LEG = ("hip", "knee", "ankle", "foot", "toes")
 _HDM_ARM = ("shoulder", "elbow", "forearm", "wrist", "hand", "fingers")
 _HDM = [

@@ -62,8 +62,8 @@ def euler_matrix(yaw: Tensor, pitch: Tensor, roll: Tensor, up: str = "y") -> Ten
 def align_to(vector: Tensor, target: Tensor) -> Tensor:
     """The rotation that makes `vector` parallel to `target`, about their common normal.
 
-    As in the preprocessing of 2s-AGCN and UmURL the identity is returned where the normal's 1-norm or the angle is below
-    1e-6; vectors that point exactly opposite ways therefore stay so.
+    As in the preprocessing of 2s-AGCN and UmURL the identity is returned where the normal's 1-norm or the angle is
+    below 1e-6; vectors that point exactly opposite ways therefore stay so.
 
     Args:
         vector: `(..., 3)`.

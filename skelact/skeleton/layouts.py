@@ -144,7 +144,9 @@ class Layout:
             if child == parent:
                 continue  # some tables list the root as its own parent
             if child in given:
-                raise LayoutError(f"{where}, bones: {joints[child]!r} has two parents, {given[child]!r} and {parent_name!r}")
+                raise LayoutError(
+                    f"{where}, bones: {joints[child]!r} has two parents, {given[child]!r} and {parent_name!r}"
+                )
             given[child] = str(parent_name)
             parents[child] = parent
 
@@ -315,8 +317,9 @@ def _check(layout: Layout) -> None:
             if joint in owner:
                 raise LayoutError(f"{where}: joint {joints[joint]!r} is in part {owner[joint]!r} and in part {part!r}")
             owner[joint] = part
-    for what, joint in (("center", layout.center), ("shoulders", layout.shoulders[0]), ("shoulders", layout.shoulders[1])):
-        within(joint, what)
+    within(layout.center, "center")
+    for joint in layout.shoulders:
+        within(joint, "shoulders")
     if layout.up not in UP_AXES:
         raise LayoutError(f"{where}: up is {layout.up!r}, must be one of {', '.join(UP_AXES)}")
     if layout.dims not in (2, 3):

@@ -1,7 +1,7 @@
 """Streams derived from joint coordinates: bone, motion and bone motion, and where each of them was observed.
 
-All functions take `(..., T, V, C)`, dense views `(N, M, T, V, C)` in particular. Channels after the layout's coordinates
-(a score) are not subtracted: the derived point gets the lesser of the two scores.
+All functions take `(..., T, V, C)`, dense views `(N, M, T, V, C)` in particular. Channels after the layout's
+coordinates (a score) are not subtracted: the derived point gets the lesser of the two scores.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def derive(views: Tensor, streams: Sequence[str], layout: Layout, mask: Tensor |
     _check(streams)
     if views.shape[-2] != layout.num_joints:
         raise SkelactError(
-            f"layout {layout.name!r} has {layout.num_joints} joints, the views {tuple(views.shape)} have {views.shape[-2]}"
+            f"layout {layout.name!r} has {layout.num_joints} joints, the views {tuple(views.shape)} have "
+            f"{views.shape[-2]}"
         )
     made: dict[str, Tensor] = {"joint": views}
     if "bone" in streams or "bone_motion" in streams:
