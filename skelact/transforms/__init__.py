@@ -1,0 +1,1 @@
+"""Modules that act on whole batches, on the batch's device."""

@@ -47,17 +47,25 @@ class Draws:
         epoch: current epoch; a new epoch means new views.
         index: `(N,)` int64 stable clip positions (`RaggedClips.index`).
         view: which view of the clip (methods with several views number them).
+        scope: names of the transforms the draws are for, outermost first (see :meth:`scope`).
     """
 
-    def __init__(self, seed: int, epoch: int, index: Tensor, view: int = 0) -> None:
+    def __init__(self, seed: int, epoch: int, index: Tensor, view: int = 0, scope: tuple[str, ...] = ()) -> None:
         self.seed, self.epoch, self.index, self.view_id = int(seed), int(epoch), index, int(view)
+        self._scope = scope
         key = _mix(torch.tensor(self.seed, dtype=torch.int64) + _GAMMA)
         key = _mix(key ^ _mix(torch.tensor(self.epoch * 1_000_003 + self.view_id + 1, dtype=torch.int64) * _GAMMA))
+        for name in scope:
+            key = _mix(key ^ _signed(zlib.crc32(name.encode()) * 0x2545F4914F6CDD1D))
         self._key = _mix(index.to(torch.int64) * _GAMMA + int(key))
 
     def view(self, number: int) -> Draws:
         """Draws of the same clips for another view."""
-        return Draws(self.seed, self.epoch, self.index, number)
+        return Draws(self.seed, self.epoch, self.index, number, self._scope)
+
+    def scope(self, name: str) -> Draws:
+        """Draws of the same clips and view for one of several transforms, so that two of a kind draw differently."""
+        return Draws(self.seed, self.epoch, self.index, self.view_id, (*self._scope, name))
 
     def __len__(self) -> int:
         return self.index.shape[0]
