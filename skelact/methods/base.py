@@ -1,0 +1,142 @@
+"""What every method is: an encoder, a way to sample and to augment clips, and one training step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from skelact.backbones.base import Encoder
+from skelact.clips import RaggedClips
+from skelact.skeleton.layouts import get_layout
+from skelact.skeleton.streams import derive
+from skelact.transforms.draws import Draws
+
+
+class Method(pl.LightningModule):
+    """Base of all methods; usable without Hydra and without a trainer.
+
+    Args:
+        backbone: the encoder.
+        layout: name or mapping of the joint layout of the views.
+        streams: streams that the method reads, in order; the backbone must know them.
+        sampler: deterministic sampling of evaluation views, `RaggedClips -> (views, mask)`.
+        augment: makes training views, `(RaggedClips, Draws) -> [(views, mask), ...]`; None for methods that are only
+            evaluated.
+        optimizer: called with parameters or parameter groups.
+        scheduler: called with the optimiser.
+        scheduler_interval: whether the schedule counts epochs or optimiser steps.
+        exclude_from_decay: leave biases, normalisation layers and the backbone's tables without weight decay.
+        use_mask: derive streams with the mask of observed joints, so that a bone or a difference with an unobserved
+            end is zero; otherwise unobserved joints count as zeros at the origin. Either way their values are not read.
+        seed: seed of the training views.
+    """
+
+    sync_batchnorm = False
+    """True where batch statistics are taken over all ranks. Our layers do that themselves: the trainer's flag of the
+    same name, which converts to a CUDA-only layer, is not needed."""
+
+    def __init__(
+        self,
+        backbone: Encoder,
+        layout: str | Mapping[str, Any],
+        streams: Sequence[str],
+        sampler: nn.Module,
+        augment: nn.Module | None = None,
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[[Optimizer], Any] | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        exclude_from_decay: bool = False,
+        use_mask: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        unknown = [stream for stream in streams if stream not in backbone.streams]
+        if unknown or not streams:
+            raise ValueError(f"streams {list(streams)} must be some of the backbone's: {', '.join(backbone.streams)}")
+        self.backbone = backbone
+        self.layout = get_layout(layout)
+        self.streams = tuple(streams)
+        self.sampler, self.augment = sampler, augment
+        self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
+        self.exclude_from_decay, self.use_mask, self.seed = exclude_from_decay, use_mask, seed
+
+    @property
+    def num_features(self) -> int:
+        """Width D of what :meth:`encode` returns."""
+        return self.backbone.num_features
+
+    def sample(self, batch: RaggedClips) -> tuple[Tensor, Tensor | None]:
+        """Deterministic evaluation views `(N, M, T, V, C)` and their mask."""
+        return self.sampler(batch, None)
+
+    def views(self, batch: RaggedClips) -> list[tuple[Tensor, Tensor | None]]:
+        """Training views of a batch in the current epoch; a clip's views depend on (seed, epoch, clip) alone."""
+        if self.augment is None:
+            raise ValueError(f"{type(self).__name__} was built without `augment` and cannot be trained")
+        return self.augment(batch, Draws(self.seed, self.current_epoch, batch.index))
+
+    def derive(
+        self, views: Tensor, streams: Sequence[str] | None = None, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Streams by name, each `(N, M, T, V, C)`, of joint views; all of the method's where `streams` is None.
+
+        Raises:
+            ValueError: no stream, or one that the method was not built for.
+        """
+        names = self.streams if streams is None else tuple(dict.fromkeys(streams))
+        unknown = [name for name in names if name not in self.streams]
+        if unknown or not names:
+            raise ValueError(f"streams {list(names)} must be some of this method's: {', '.join(self.streams)}")
+        if mask is not None:
+            views = views.masked_fill(~mask[..., None], 0.0)
+        return derive(views, names, self.layout, mask if self.use_mask else None)
+
+    def encode(self, views: Tensor, streams: Sequence[str] | None = None, mask: Tensor | None = None) -> Tensor:
+        """Backbone features `(N, D)`, before any projector.
+
+        Args:
+            views: joint views `(N, M, T, V, C)`.
+            streams: any non-empty subset of the method's streams; None means all.
+            mask: `(N, M, T, V)` bool, True where observed; None means everywhere.
+        """
+        return self.backbone.forward_features(self.derive(views, streams, mask), mask)
+
+    def features(self, batch: RaggedClips, streams: Sequence[str] | None = None) -> Tensor:
+        """Features `(N, D)` of a batch: :meth:`sample`, then :meth:`encode`."""
+        views, mask = self.sample(batch)
+        return self.encode(views, streams, mask)
+
+    def forward(self, batch: RaggedClips) -> Tensor:
+        """The same as :meth:`features` with all streams."""
+        return self.features(batch)
+
+    def report(self, values: Mapping[str, Tensor], batch_size: int) -> None:
+        """Log detached values as `train/<name>` where a trainer is attached; nothing is read back to the host."""
+        if self._trainer is not None:
+            self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch_size)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters for the optimiser: one group, or two where some are excluded from weight decay."""
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        if not self.exclude_from_decay:
+            return [{"params": [p for _, p in named]}]
+        tables = {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
+        plain = {name for name, p in named if p.ndim < 2 or name in tables}  # biases and normalisation are vectors
+        return [
+            {"params": [p for name, p in named if name not in plain]},
+            {"params": [p for name, p in named if name in plain], "weight_decay": 0.0},
+        ]
+
+    def configure_optimizers(self) -> Any:
+        """Build optimiser and schedule from the factories given at construction."""
+        if self.optimizer is None:
+            raise ValueError(f"{type(self).__name__} was built without `optimizer` and cannot be trained")
+        optimizer = self.optimizer(self.parameter_groups())
+        if self.scheduler is None:
+            return optimizer
+        schedule = {"scheduler": self.scheduler(optimizer), "interval": self.scheduler_interval}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}

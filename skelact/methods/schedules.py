@@ -1,0 +1,32 @@
+"""Learning-rate schedules that a recipe can name in YAML."""
+
+from __future__ import annotations
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def warmup_cosine(optimizer: Optimizer, total: int, warmup: int = 0, final: float = 0.0) -> LambdaLR:
+    """Linear warm-up to the optimiser's learning rate, then a half cosine down to `final` times it.
+
+    Args:
+        optimizer: whose learning rates are scaled.
+        total: length in units of the method's `scheduler_interval` (epochs or steps); later the rate stays `final`.
+        warmup: units of warm-up; unit i of them runs at (i + 1) / (warmup + 1) of the full rate.
+        final: last rate as a fraction of the full one.
+
+    Raises:
+        ValueError: the warm-up does not end before `total`.
+    """
+    if not 0 <= warmup < total:
+        raise ValueError(f"warmup must be at least 0 and less than total, got warmup={warmup}, total={total}")
+
+    def factor(unit: int) -> float:
+        if unit < warmup:
+            return (unit + 1) / (warmup + 1)
+        progress = min((unit - warmup) / (total - warmup), 1.0)
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
