@@ -1,0 +1,116 @@
+"""The `skelact` command: argument handling only.
+
+`skelact [overrides]` runs an experiment; `skelact COMMAND [overrides]` runs one of the sub-commands. All of them are
+Hydra applications, so `--help`, `--cfg job`, `-m` and completion behave as Hydra's users know them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+COMMANDS = ("prepare", "info", "benchmark", "plot", "predict", "results")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code (0 done, 1 failed, 2 the request cannot be carried out, 130 interrupted)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    show = os.environ.get("SKELACT_TRACEBACK", "") not in ("", "0") or any(a.startswith("debug=") for a in arguments)
+    try:
+        return _dispatch(arguments)
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    except KeyboardInterrupt:
+        print("\nskelact: interrupted; a training run continues with: skelact resume=RUN_DIR", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `skelact ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as error:
+        from skelact.engine.messages import explain
+
+        message = explain(error, arguments)
+        if message is None or show:
+            raise
+        text, code = message
+        print(f"skelact: {text}", file=sys.stderr)
+        return code
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if arguments and arguments[0] in ("--version", "-V"):
+        from skelact import __version__
+
+        print(f"skelact {__version__}")
+        return 0
+    if arguments and arguments[0] == "results":
+        from skelact.engine.report import results
+
+        return results(arguments[1:])
+    command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "run"
+    if command == "benchmark" and arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
+        arguments[0] = f"kind={arguments[0]}"
+    if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] and arguments[0][:1].isalpha():
+        from skelact.engine.messages import unknown_command
+
+        print(f"skelact: {unknown_command(arguments[0], COMMANDS)}", file=sys.stderr)
+        return 2
+    return _hydra(command, arguments)
+
+
+def _hydra(command: str, arguments: list[str]) -> int:
+    import hydra
+
+    from skelact.engine.search_path import register
+
+    register()
+    task = _task(command)
+    config_name = "config" if command == "run" else command
+    code: list[int] = []
+
+    def job(cfg: Any) -> Any:
+        result = task(cfg)
+        if command != "run" and isinstance(result, int):
+            code.append(result)
+        return result
+
+    job.__module__ = __name__
+    resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "")
+    if command == "run" and resume not in ("", "null") and not any(a.startswith("run_dir=") for a in arguments):
+        arguments = [*arguments, f"run_dir={resume}", "hydra.output_subdir=null"]
+    target = task if command == "run" else job  # joblib pickles the task of a sweep: it must be a plain function
+    with _as_command_line(["skelact", *arguments]):
+        hydra.main(version_base="1.3", config_path="pkg://skelact.conf", config_name=config_name)(target)()
+    return max(code, default=0)
+
+
+def _task(command: str) -> Callable[[Any], Any]:
+    if command == "run":
+        from skelact.engine.run import task
+
+        return task
+    from skelact.engine import commands
+
+    return getattr(commands, command)
+
+
+@contextmanager
+def _as_command_line(argv: list[str]) -> Any:
+    """Hydra reads sys.argv, and reports errors by exiting unless told to raise them."""
+    old, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, "1"
+    try:
+        yield
+    finally:
+        sys.argv = old
+        if full is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""The one place where a config node becomes an object.
+
+A config may travel inside a checkpoint that somebody downloaded, so a `_target_` is only followed when it names
+something the library, or the user in code or environment, has said may be built. The config itself can never
+extend that list.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from skelact.errors import SkelactError
+
+_PREFIXES = [
+    "skelact.backbones.",
+    "skelact.callbacks.",
+    "skelact.data.",
+    "skelact.methods.",
+    "skelact.protocols.",
+    "skelact.skeleton.",
+    "skelact.transforms.",
+    "torch.nn.",
+    "torch.optim.",
+    "torchmetrics.",
+    "pytorch_lightning.callbacks.",
+    "pytorch_lightning.loggers.",
+    "pytorch_lightning.plugins.",
+    "pytorch_lightning.profilers.",
+    "pytorch_lightning.strategies.",
+    "pytorch_lightning.trainer.",
+    "pytorch_lightning.Trainer",
+    "timm.create_model",
+    "timm.layers.",
+    "timm.models.",
+    "timm.optim.",
+    "timm.scheduler.",
+]
+
+
+def allow(prefix: str) -> None:
+    """Let configs build what lives under `prefix` (a package or module of your own), for this process.
+
+    The environment variable `SKELACT_TARGETS` (names separated by commas) does the same for the command line, and
+    a package that offers configs through the entry point group `skelact.conf` is allowed by being installed.
+    """
+    _PREFIXES.append(prefix if prefix.endswith(".") else prefix + ".")
+
+
+def allowed_prefixes() -> tuple[str, ...]:
+    """Everything a `_target_` may start with, here and now."""
+    named = [name.strip() for name in os.environ.get("SKELACT_TARGETS", "").split(",") if name.strip()]
+    installed = [point.value.partition(":")[0].partition(".")[0] for point in entry_points(group="skelact.conf")]
+    return (*_PREFIXES, *(name.rstrip(".") + "." for name in (*named, *installed)))
+
+
+def _permitted(name: str) -> bool:
+    return any(name == prefix or name.startswith(prefix) for prefix in allowed_prefixes())
+
+
+def locate(target: str, where: str = "config") -> Any:
+    """The class or function that `target` names.
+
+    Both the written path and the object's own home must be allowed: otherwise `skelact.methods.base.torch.load`
+    would lead out of the house through an open window.
+
+    Raises:
+        SkelactError: not allowed, or no such thing.
+    """
+    if not _permitted(target):
+        raise SkelactError(
+            f"{where}: _target_ {target!r} is not among the packages that may be built; "
+            f"if it is yours, name its package in the environment variable SKELACT_TARGETS"
+        )
+    from hydra.utils import get_object
+
+    try:
+        found = get_object(target)
+    except Exception as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[-1]
+        raise SkelactError(f"{where}: _target_ {target!r} was not found: {reason}") from error
+    home = f"{getattr(found, '__module__', '')}.{getattr(found, '__qualname__', '')}"
+    if not _permitted(home):
+        raise SkelactError(f"{where}: _target_ {target!r} leads to {home!r}, which may not be built")
+    return found
+
+
+def check_targets(node: Any, where: str = "config") -> None:
+    """Walk a plain config and refuse the first `_target_` that is not allowed."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            locate(str(node["_target_"]), where)
+        for key, value in node.items():
+            check_targets(value, f"{where}.{key}")
+    elif isinstance(node, (list, tuple)):
+        for position, value in enumerate(node):
+            check_targets(value, f"{where}[{position}]")
+
+
+def build(node: Mapping[str, Any], where: str = "config", **arguments: Any) -> Any:
+    """Build the object a plain, resolved config node describes.
+
+    Args:
+        node: mapping with `_target_`; lists and mappings arrive at constructors as plain containers.
+        where: the node's name for messages.
+        arguments: further keyword arguments, handed over as they are (never copied, unlike Hydra's own).
+
+    Raises:
+        SkelactError: a target that is not allowed, or arguments that do not fit its constructor.
+    """
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    check_targets(node, where)
+    try:
+        if node.get("_partial_"):
+            return instantiate(dict(node), _convert_="all")
+        return instantiate({**node, "_partial_": True}, _convert_="all")(**arguments)
+    except InstantiationException as error:
+        cause = _innermost(error)
+        if isinstance(cause, SkelactError):
+            raise cause from error
+        if isinstance(cause, TypeError) and "argument" in str(cause):
+            raise SkelactError(f"{where} ({node.get('_target_')}): {cause}") from error
+        raise
+    except TypeError as error:
+        if "argument" in str(error) and error.__traceback__ is not None and _shallow(error):
+            raise SkelactError(f"{where} ({node.get('_target_')}): {error}") from error
+        raise
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _shallow(error: BaseException) -> bool:
+    """Whether the call itself failed (wrong arguments), not something deeper in the constructor."""
+    trace, frames = error.__traceback__, []
+    while trace is not None:
+        frames.append(trace.tb_frame.f_code.co_filename)
+        trace = trace.tb_next
+    return "hydra" in frames[-1] or frames[-1] == __file__

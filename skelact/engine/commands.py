@@ -1,0 +1,182 @@
+"""The sub-commands `prepare`, `info` and `benchmark`: each takes a composed config and returns an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from skelact.engine.build import build, locate
+from skelact.engine.pictures import plot
+from skelact.engine.predict import predict
+from skelact.errors import SkelactError
+
+__all__ = ["benchmark", "info", "plot", "predict", "prepare"]
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _reader(name: str, dotted: str | None, options: dict[str, Any]) -> Any:
+    """The reader of a dataset: the class named like it, or one of the user's own."""
+    from skelact.data.embedded import EMBEDDED
+    from skelact.data.readers.base import Reader
+
+    if dotted:
+        kind = locate(dotted, "reader")
+    elif name in EMBEDDED:
+        kind = EMBEDDED[name]
+    else:
+        try:
+            module = importlib.import_module(f"skelact.data.readers.{name}")
+        except ModuleNotFoundError as error:
+            raise SkelactError(f"prepare: there is no reader for data={name}; give your own with reader=package.Class") from error
+        classes = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, Reader) and c is not Reader]
+        own = [c for c in classes if c.__module__ == module.__name__]
+        kind = next((c for c in own if c.name == name), own[-1])
+    accepted = inspect.signature(kind).parameters
+    if unfit := [key for key, value in options.items() if value is not None and key not in accepted]:
+        raise SkelactError(f"prepare: the reader of {name} takes no {', '.join(unfit)}")
+    return kind(**{key: value for key, value in options.items() if value is not None})
+
+
+def prepare(cfg: DictConfig) -> int:
+    """Read original files into a store."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from skelact.data.prepare import prepare_dataset
+
+    choice = str(HydraConfig.get().runtime.choices.get("data"))
+    name = str(cfg.data.get("name") or choice)
+    reader = _reader(choice, cfg.reader, {"layout": cfg.layout, **(_plain(cfg.options) or {})})
+    report = prepare_dataset(
+        reader,
+        cfg.source,
+        Path(str(cfg.target)).expanduser(),
+        strict=False,
+        workers=int(cfg.workers),
+        dtype=str(cfg.dtype),
+    )
+    print(report)
+    print(f"ready: skelact data={choice}" + ("" if name == choice else f" (as {name})"))
+    if cfg.strict and report.skipped:
+        raise SkelactError(f"strict: {len(report.skipped)} of {len(report.skipped) + report.clips} clips are damaged")
+    return 0
+
+
+def info(cfg: DictConfig) -> int:
+    """Print versions, a store, or a checkpoint."""
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    if cfg.checkpoint:
+        lines = _about_checkpoint(str(cfg.checkpoint))
+    elif cfg.get("data"):
+        lines = _about_store(cfg)
+    else:
+        lines = _about_installation(cfg)
+    for key, value in lines:
+        console.print(f"{key:14s} {value}", markup=False)
+    return 0
+
+
+def _about_installation(cfg: DictConfig) -> list[tuple[str, Any]]:
+    import torch
+
+    from skelact import __version__
+    from skelact.data.store import Store
+    from skelact.skeleton.layouts import list_layouts
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    lines: list[tuple[str, Any]] = [
+        ("skelact", __version__),
+        ("python", platform.python_version()),
+        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads"),
+        ("devices", ", ".join(names) if names else "cpu"),
+        ("layouts", ", ".join(list_layouts())),
+        ("stores in", cfg.paths.data),
+    ]
+    folder = Path(str(cfg.paths.data)).expanduser()
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if (path / "card.json").is_file():
+            try:
+                store = Store(path)
+                lines.append((f"  {path.name}", f"{len(store)} clips, fingerprint {store.fingerprint}"))
+            except SkelactError as error:
+                lines.append((f"  {path.name}", f"damaged: {error}"))
+    return lines
+
+
+def _about_store(cfg: DictConfig) -> list[tuple[str, Any]]:
+    node = _plain(cfg.data)
+    datamodule = build(node, "data")
+    card = datamodule.card
+    if cfg.verify:
+        datamodule.store.verify()
+    sizes = {part: datamodule.size(part) for part in ("train", "val", "test")}
+    lines: list[tuple[str, Any]] = [
+        ("store", datamodule.store.path),
+        ("clips", f"{len(datamodule.store)}, frames {datamodule.store.shape[0]}, shape (M, V, C) {datamodule.store.shape[1:]}"),
+        ("layout", f"{datamodule.layout.name}, {datamodule.layout.num_joints} joints"),
+        ("classes", f"{datamodule.num_classes}: {', '.join(datamodule.class_names)}"),
+        (f"split {datamodule.split}", ", ".join(f"{part} {count}" for part, count in sizes.items())),
+        ("splits", ", ".join(card["splits"])),
+    ]
+    lines += [(key, card[key]) for key in ("unit", "fps", "source", "licence", "citation") if card.get(key)]
+    return [*lines, ("fingerprint", datamodule.fingerprint), ("checked", "every byte" if cfg.verify else "sizes and samples")]
+
+
+def _about_checkpoint(path: str) -> list[tuple[str, Any]]:
+    from skelact.engine.checkpoint import KEY, find, read
+
+    content = read(path)
+    card = content[KEY]
+    config = card["config"]
+    count = sum(t.numel() for t in content["state_dict"].values())
+    return [
+        ("checkpoint", find(path)),
+        ("written by", f"skelact {card['version']}, format {card['format']}"),
+        ("method", f"{config['method']['_target_']}, {count / 1e6:.2f} M numbers"),
+        ("trained", f"{card['progress']['step']} steps, {card['progress']['epoch']} epochs, seed {config['seed']}"),
+        ("data", f"{config['data'].get('store')} {config['data'].get('split', '')}"),
+        ("layout", f"{card['layout']['name']}, {len(card['layout']['joints'])} joints"),
+        ("classes", f"{len(card['class_names'])}: {', '.join(card['class_names'][:20])}"),
+        ("fingerprint", card["fingerprint"]),
+    ]
+
+
+def benchmark(cfg: DictConfig) -> int:
+    """Measure data, probes or training on this machine."""
+    from rich.console import Console
+
+    kind = str(cfg.kind)
+    if kind == "method":
+        from skelact.benchmarks.training import measure
+
+        numbers = measure(_plain(_resolved(cfg)))
+    elif kind in ("data", "linear", "retrieval"):
+        module = importlib.import_module(f"skelact.benchmarks.{kind}")
+        function = module.measure
+        wanted = {"seconds": float(cfg.seconds), "threads": int(cfg.threads), "seed": int(cfg.seed)}
+        numbers = function(**{k: v for k, v in wanted.items() if k in inspect.signature(function).parameters})
+    else:
+        raise SkelactError(f"benchmark kind={kind} is none of data, linear, retrieval, method")
+    console = Console(highlight=False, soft_wrap=True)
+    for key, value in numbers.items():
+        text = f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1e4 else f"{value:,.0f}" if isinstance(value, float) else value
+        console.print(f"{key:44s} {text}", markup=False)
+    if cfg.output:
+        from skelact.engine.files import replace_text
+
+        replace_text(Path(str(cfg.output)), json.dumps(numbers, indent=1) + "\n")
+    return 0
+
+
+def _resolved(cfg: DictConfig) -> DictConfig:
+    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]

@@ -1,0 +1,96 @@
+"""One clear line for what went wrong, instead of a traceback, where the user can mend it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+
+from skelact.errors import SkelactError
+
+
+def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, int] | None:
+    """The line to print and the exit code; None for errors that are not the user's to mend.
+
+    Args:
+        error: what was raised.
+        arguments: the command line.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    chain = _chain(error)
+    for link in chain:
+        if isinstance(link, SkelactError):
+            return _one_line(str(link)), 2
+    for link in chain:
+        if isinstance(link, HydraException):
+            return _hydra_line(link), 2
+    for link in chain:
+        if isinstance(link, OmegaConfBaseException):
+            return _one_line(str(link).splitlines()[0]), 2
+    if type(error).__name__ == "OutOfMemoryError":
+        return "the device is out of memory; try a smaller data.batch_size or trainer.precision=bf16-mixed", 1
+    return None
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    links: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in links:
+        links.append(link)
+        link = link.__cause__ or link.__context__
+    return links
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _hydra_line(error: BaseException) -> str:
+    """Hydra's messages, with the nearest thing that does exist."""
+    text = str(error)
+    if found := re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text):
+        wanted, group, listed = found.groups()
+        options = [option.strip() for option in listed.split()]
+        name = wanted.rpartition("/")[2]
+        return f"{group}={name}: there is no such choice{_nearest(name, options)}; {group} can be {', '.join(options)}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        key = found.group(1)
+        return f"{key}: there is no such key in the config{_nearest(key, known_keys())} (skelact --cfg job lists them all; +{key}=... adds it)"
+    if found := re.search(r"In '([^']+)': Could not find '([^']+)'", text):
+        return f"config {found.group(1)}: could not find {found.group(2)}"
+    lines = [line for line in text.splitlines() if line.strip() and "See https://" not in line]
+    return _one_line(" ".join(lines[:3]))
+
+
+def _nearest(word: str, options: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, options, n=1, cutoff=0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def known_keys() -> list[str]:
+    """Every key of the default config, for suggestions."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import DictConfig, OmegaConf
+
+    def walk(node: object, prefix: str) -> list[str]:
+        if not isinstance(node, dict):
+            return [prefix]
+        own = [prefix] if prefix else []
+        return own + [k for key, value in node.items() for k in walk(value, f"{prefix}.{key}".lstrip("."))]
+
+    try:
+        GlobalHydra.instance().clear()
+        with initialize_config_module("skelact.conf", version_base="1.3"):
+            cfg = compose("config")
+        assert isinstance(cfg, DictConfig)
+        return walk(OmegaConf.to_container(cfg, resolve=False), "")
+    except Exception:  # a suggestion is a courtesy: failing to make one must not hide the real error
+        return []
+
+
+def unknown_command(word: str, commands: Sequence[str]) -> str:
+    """For a bare word that is neither a command nor an override."""
+    return f"{word!r} is neither a command ({', '.join(commands)}) nor KEY=VALUE{_nearest(word, commands)} (see skelact --help)"

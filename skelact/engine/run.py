@@ -1,0 +1,299 @@
+"""Runs one experiment: a protocol, then the protocols of `evaluate`, and everything a run leaves behind."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from skelact.engine.build import build, locate
+from skelact.engine.settings import ConfigError, freeze, write_yaml
+from skelact.errors import SkelactError
+
+if TYPE_CHECKING:
+    from skelact.results import Record
+
+CONFIG, RESULTS, SCORES, METRICS = "config.yaml", "results.json", "scores.npz", "metrics.csv"
+
+
+def task(cfg: DictConfig) -> float | None:
+    """What Hydra calls for each job; returns the first number of the results for sweepers."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from skelact.engine.quiet import quiet
+
+    quiet()
+    hydra = HydraConfig.get()
+    overrides = list(hydra.overrides.task)
+    records = run(cfg, overrides, dict(hydra.runtime.choices), Path(hydra.runtime.output_dir))
+    values = [value for record in records for value in record.metrics.values()]
+    return values[0] if values else None
+
+
+def run(cfg: DictConfig, overrides: list[str], choices: Mapping[str, Any], run_dir: Path) -> list[Record]:
+    """Freeze a composed config and execute it, on as many processes as it asks for.
+
+    Args:
+        cfg: composed config.
+        overrides: the command line.
+        choices: options chosen in the groups.
+        run_dir: where the run writes.
+
+    Returns:
+        The records, as in results.json.
+
+    Raises:
+        SkelactError: anything the user can mend.
+    """
+    from skelact.engine.launch import is_rank, launch
+    from skelact.results import read_records
+
+    if cfg.get("resume"):
+        from skelact.engine.resume import thaw
+
+        config = thaw(cfg, overrides)
+        run_dir = Path(config["run_dir"])
+    else:
+        cfg = cfg.copy()
+        OmegaConf.set_struct(cfg, False)
+        OmegaConf.set_readonly(cfg, False)
+        cfg.run_dir = str(run_dir)
+        config = freeze(cfg, overrides, choices)
+        write_yaml(run_dir / CONFIG, {k: v for k, v in config.items() if k != "resume"})
+    if _processes(config) > 1 and not is_rank():
+        launch(config, run_dir)
+        records = read_records(run_dir / RESULTS)
+    else:
+        records = execute(config)
+    _print_tables(records, run_dir)
+    return records
+
+
+def _processes(config: Mapping[str, Any]) -> int:
+    from skelact.engine.launch import processes
+
+    count = processes(config["trainer"])
+    return count if any(_trains(config, name) for name in _plan(config)) else 1
+
+
+def _plan(config: Mapping[str, Any]) -> list[str]:
+    asked = config.get("evaluate") or []
+    return [config["selected"], *([asked] if isinstance(asked, str) else asked)]
+
+
+def _node(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return config["protocol"] if name == config["selected"] else config["protocols"][name]
+
+
+def _trains(config: Mapping[str, Any], name: str) -> bool:
+    return bool(getattr(locate(_node(config, name)["_target_"], f"protocol {name}"), "trains", False))
+
+
+def execute(config: Mapping[str, Any]) -> list[Record]:
+    """Run a frozen config in this process, which may be one of several.
+
+    Writes metrics.csv, checkpoints/last.ckpt, results.json and scores.npz into `run_dir`.
+    """
+    import torch
+    from pytorch_lightning import seed_everything
+
+    from skelact.engine.checkpoint import read, restore
+    from skelact.engine.quiet import quiet
+    from skelact.results import write_records
+
+    quiet()
+    os.environ["PL_SEED_EVERYTHING_VERBOSE"] = "0"
+    run_dir, seed = Path(config["run_dir"]), int(config["seed"])
+    run_dir.mkdir(parents=True, exist_ok=True)
+    first = os.environ.get("RANK", "0") == "0"
+    seed_everything(seed, verbose=False)
+    datamodule = build(config["data"], "data")
+    if config.get("checkpoint"):
+        method = restore(read(config["checkpoint"]), str(config["checkpoint"]))
+    else:
+        method = build(config["method"], "method")
+    loggers = _loggers(config, run_dir)
+    records: list[Record] = []
+    device = pick_device(config["trainer"])
+    try:
+        if first:
+            _announce(config, datamodule, method, run_dir, device)
+        for name in _plan(config):
+            protocol = build(_node(config, name), f"protocol {name}")
+            extra: dict[str, Any] = {
+                "checkpoint": _checkpoint_name(config, run_dir),
+                "scores": run_dir / SCORES,
+                "run_dir": run_dir,
+                "loggers": loggers,
+            }
+            if getattr(protocol, "trains", False):
+                trainer = make_trainer(config, datamodule, method, loggers, run_dir)
+                extra |= {"trainer": trainer, "ckpt_path": _continue(config, trainer, datamodule, loggers)}
+            else:
+                method.eval().to(device)
+            records += protocol.run(method, datamodule, seed=seed, **_accepted(protocol.run, extra))
+            if "trainer" in extra and not _alone_again():
+                return []
+            write_records(run_dir / RESULTS, records)
+        _log_results(loggers, records, run_dir)
+    finally:
+        for logger in loggers:
+            logger.finalize("success")
+        if any(type(logger).__name__ == "WandbLogger" for logger in loggers):
+            import wandb
+
+            wandb.finish()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return records
+
+
+def _accepted(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that a protocol wants: a protocol of the user's own needs only what it uses."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return dict(arguments)
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def _alone_again() -> bool:
+    from skelact.engine.launch import is_rank, leave_group
+
+    return leave_group() if is_rank() else True
+
+
+def _checkpoint_name(config: Mapping[str, Any], run_dir: Path) -> str | None:
+    last = run_dir / "checkpoints" / "last.ckpt"
+    return str(config["checkpoint"]) if config.get("checkpoint") else str(last) if last.exists() else None
+
+
+def pick_device(trainer: Mapping[str, Any]) -> Any:
+    """The single device on which features are extracted."""
+    import torch
+
+    accelerator = trainer.get("accelerator", "auto")
+    if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    if accelerator in ("gpu", "cuda"):
+        raise ConfigError(f"trainer.accelerator={accelerator}, but no GPU can be used here; try trainer=auto or trainer=cpu")
+    return torch.device("cpu")
+
+
+def make_trainer(config: Mapping[str, Any], datamodule: Any, method: Any, loggers: list[Any], run_dir: Path) -> Any:
+    """The Lightning trainer of a run, with its callbacks, loggers and atomic checkpoints."""
+    from skelact.callbacks.run_card import RunCard
+    from skelact.engine.checkpoint import AtomicCheckpointIO, make_card
+
+    logger_id = next((str(logger.version) for logger in loggers if type(logger).__name__ == "WandbLogger"), None)
+    plain = {key: value for key, value in config.items() if key not in ("resume", "logger_id")}
+    callbacks = [RunCard(make_card(plain, datamodule, method, logger_id))]
+    for name, node in (config.get("callbacks") or {}).items():
+        if node:
+            callbacks.append(build(node, f"callbacks.{name}"))
+    # The loader's own sampler deals clips to ranks; batch statistics over ranks are the method's own business.
+    return build(
+        config["trainer"],
+        "trainer",
+        callbacks=callbacks,
+        logger=loggers or False,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=str(run_dir),
+    )
+
+
+def _continue(config: Mapping[str, Any], trainer: Any, datamodule: Any, loggers: list[Any]) -> str | None:
+    """Prepare to go on from the run's last checkpoint; None for a run that begins."""
+    if not config.get("resume"):
+        return None
+    from skelact.engine.checkpoint import KEY, find, read
+    from skelact.engine.resume import continue_loaders
+
+    path = find(config["resume"])
+    step = read(path)[KEY].get("progress", {}).get("step", 0)
+    for logger in loggers:
+        if hasattr(logger, "drop_after"):
+            logger.drop_after(step)
+    continue_loaders(trainer, datamodule)
+    return str(path)
+
+
+def _loggers(config: Mapping[str, Any], run_dir: Path) -> list[Any]:
+    from skelact.callbacks.metrics_csv import MetricsCSV
+
+    loggers: list[Any] = [MetricsCSV(run_dir / METRICS, resume=bool(config.get("resume")))]
+    for name, node in (config.get("logger") or {}).items():
+        if not node:
+            continue
+        extra: dict[str, Any] = {}
+        if name == "wandb":
+            extra = {"save_dir": str(run_dir), "id": config.get("logger_id")}
+        logger = build(node, f"logger.{name}", **extra)
+        logger.log_hyperparams(dict(config))
+        loggers.append(logger)
+    return loggers
+
+
+def _log_results(loggers: list[Any], records: list[Record], run_dir: Path) -> None:
+    from skelact.tables import table_rows
+
+    for logger in loggers:
+        if type(logger).__name__ != "WandbLogger":
+            continue
+        for protocol in dict.fromkeys(record.protocol for record in records):
+            header, rows = table_rows([record for record in records if record.protocol == protocol])
+            if rows:
+                logger.log_table(key=f"results/{protocol}", columns=header, data=rows)
+        for picture in sorted(run_dir.glob("*.png")):
+            logger.log_image(key=f"pictures/{picture.stem}", images=[str(picture)])
+
+
+def _announce(config: Mapping[str, Any], datamodule: Any, method: Any, run_dir: Path, device: Any) -> None:
+    from rich.console import Console
+
+    parameters = sum(p.numel() for p in method.parameters())
+    source = f" from {config['checkpoint']}" if config.get("checkpoint") else ""
+    split = config["data"].get("split", "")
+    lines = [
+        f"method    {type(method).__name__}{source}, {parameters / 1e6:.2f} M parameters, streams {'+'.join(method.streams)}",
+        f"data      {datamodule.name} {split}, {datamodule.num_classes} classes, layout {method.layout.name}",
+        f"protocol  {', '.join(_plan(config))}   seed {config['seed']}   device {device}",
+        f"run       {run_dir}",
+    ]
+    Console(stderr=True, highlight=False).print("\n".join(lines), markup=False)
+
+
+def _print_tables(records: list[Record], run_dir: Path) -> None:
+    from rich.console import Console
+
+    from skelact.tables import rich_tables
+
+    console = Console(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 140  # a file or a pipe has no width of its own
+    for table in rich_tables(records):
+        console.print(table)
+    console.print(f"results in {run_dir / RESULTS}", markup=False, soft_wrap=True)
+
+
+def load_run(path: str | Path) -> tuple[Any, Any, dict[str, Any]]:
+    """Method, datamodule and config of a checkpoint, for notebooks, plots and predictions.
+
+    Args:
+        path: run directory or .ckpt.
+
+    Raises:
+        SkelactError: missing or foreign checkpoint, or its data are not there.
+    """
+    from skelact.engine.checkpoint import KEY, read, restore
+
+    content = read(path)
+    config = content[KEY]["config"]
+    datamodule = build(config["data"], "data")
+    return restore(content, str(path)), datamodule, config
+
+
+__all__ = ["ConfigError", "SkelactError", "execute", "load_run", "make_trainer", "pick_device", "run", "task"]
