@@ -74,8 +74,9 @@ class Transform(nn.Module):
         return apply_matrix(views, self.matrix(views, **params)), self.cover(mask, **params)
 
     def forward(self, views: Tensor, mask: Tensor | None, draws: Draws) -> tuple[Tensor, Tensor | None]:
-        """Apply with fresh draws."""
-        return self.replay(views, mask, **self.draw(draws, views))
+        """Apply with fresh draws; in single precision also where autocast is on."""
+        with torch.autocast(views.device.type, enabled=False):
+            return self.replay(views, mask, **self.draw(draws, views))
 
     def extra_repr(self) -> str:
         """The options, for printing."""
