@@ -80,7 +80,11 @@ class Transform(nn.Module):
 
     def extra_repr(self) -> str:
         """The options, for printing."""
-        return ", ".join(f"{k}={v}" for k, v in vars(self).items() if k[0] != "_" and isinstance(v, int | float | str))
+        return ", ".join(
+            f"{k}={v}"
+            for k, v in vars(self).items()
+            if k[0] != "_" and k != "training" and isinstance(v, int | float | str)
+        )
 
 
 def check_p(p: float) -> float:
