@@ -59,9 +59,11 @@ def resample(clips: RaggedClips, start: Tensor, length: Tensor, frames: int) -> 
     seen = clips.mask.reshape(len(clips.mask), m * v)
     seen_low, seen_high = (functional.embedding(row, seen) for row in rows.unbind(1))
     observed = seen_low | seen_high
-    share = torch.where(seen_low & seen_high, weights[:, 1:], seen_high.to(weights.dtype))[..., None]
-    before, after = (functional.embedding(row, table).float().view(-1, m * v, c) for row in rows.unbind(1))
-    out = torch.lerp(before, after, share).masked_fill_(~observed[..., None], 0)
+    # where one neighbour is missing the other has all the weight
+    share = torch.where(seen_low & seen_high, weights[:, 1:], seen_high.to(weights.dtype))
+    before, after = (functional.embedding(row, table).float() for row in rows.unbind(1))
+    out = torch.lerp(before, after, share.repeat_interleave(c, 1)).view(-1, m * v, c)
+    out.masked_fill_(~observed[..., None], 0)
     return (
         out.view(n, frames, m, v, c).transpose(1, 2),
         observed.view(n, frames, m, v).transpose(1, 2),
@@ -127,9 +129,12 @@ class CropResize(Sampler):
         if draws is None:
             raise SkelactError("CropResize is random and needs draws; use CenterCrop for evaluation")
         low, high = self.ratio
-        crop = (length * draws.uniform("crop.ratio", low=low, high=high).double()).long()
-        crop = torch.minimum(crop.clamp_min(self.min_crop), length)
+        crop = self.crop_length(length, draws.uniform("crop.ratio", low=low, high=high))
         return draws.integers("crop.start", length - crop + 1), crop
+
+    def crop_length(self, length: Tensor, share: Tensor) -> Tensor:
+        """Frames `(N,)` int64 in crops of clips of `length` `(N,)` frames whose drawn shares are `share` `(N,)`."""
+        return torch.minimum((length * share.double()).long().clamp_min(self.min_crop), length)
 
 
 class CenterCrop(Sampler):
