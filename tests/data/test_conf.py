@@ -10,18 +10,17 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
-import conf
 from skelact.data.datamodules import SkeletonDataModule
 from skelact.data.readers.base import Reader
 from skelact.data.store import StoreError
 from skelact.skeleton.layouts import get_layout
 
-CHOICES = sorted(path.stem for path in (Path(__file__).parents[2] / "conf" / "data").glob("[!_]*.yaml"))
+CONF = Path(__file__).parents[2] / "conf"
+CHOICES = sorted(path.stem for path in (CONF / "data").glob("[!_]*.yaml"))
 
 
 def _node(choice, *overrides):
-    folder = str(Path(conf.__file__).parent) if conf.__file__ else str(Path(__file__).parents[2] / "conf")
-    with initialize_config_dir(folder, version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         extra = ["data.layout=kinect20"] if choice == "custom" else []
         cfg = compose(overrides=[f"+data={choice}", "+paths.data=stores", "+seed=7", *extra, *overrides])
     OmegaConf.resolve(cfg)

@@ -42,9 +42,8 @@ def folder(tmp_path):
             rows = [",".join(repr(float(v)) for v in frame.ravel()) for frame in frames]
             path.write_text("\n".join(heading + rows) + "\n")
         clips[f"clip {k}"] = frames
-        lines.append(
-            f"clip {k},clips/c{k}.{suffix},{'wave' if k % 2 else 'bow'},{k},lab,{'train train val test test train'.split()[k]}"
-        )
+        part = ("train", "train", "val", "test", "test", "train")[k]
+        lines.append(f"clip {k},clips/c{k}.{suffix},{'wave' if k % 2 else 'bow'},{k},lab,{part}")
     (root / "clips.csv").write_text("\n".join(lines) + "\n")
     (tmp_path / "stick.yaml").write_text(yaml.safe_dump(STICK))
     return root, clips
@@ -162,7 +161,7 @@ def test_missing_and_odd_files(folder):
     table = root / "clips.csv"
     table.write_text(table.read_text().replace("c4.csv", "c4.bvh"))
     (root / "clips" / "c4.bvh").write_text("")
-    with pytest.raises(DamagedClip, match="ending '.bvh'"):
+    with pytest.raises(DamagedClip, match=r"ending '\.bvh'"):
         _read(root, "clip 4")
     np.savez(root / "clips" / "c1.npz", data=np.zeros(3))
     with pytest.raises(DamagedClip, match="no array 'frames'"):
@@ -202,7 +201,7 @@ def test_a_mask_beside_the_frames(folder):
     with pytest.raises(DamagedClip, match="missing=nan"):
         _read(root, "clip 1")
     np.savez(root / "clips" / "c1.npz", frames=clips["clip 1"], mask=mask[:2])
-    with pytest.raises(DamagedClip, match="mask has shape|mask: has shape"):
+    with pytest.raises(DamagedClip, match="mask: has shape"):
         _read(root, "clip 1", missing="nan")
 
 

@@ -28,9 +28,8 @@ def test_reads_what_was_written(tmp_path):
         np.testing.assert_array_equal(clip.frames[:, 0], np.array(content["skeletons"], np.float32))
         assert clip.mask is None and item.label == content["label"] - 1
         stem = item.name
-        assert item.columns == {
-            "action": int(stem[1:3]), "subject": int(stem[5:7]), "repetition": int(stem[9:11]), "camera": int(stem[13:15])
-        }  # fmt: skip
+        numbers = (int(stem[at : at + 2]) for at in (1, 5, 9, 13))
+        assert item.columns == dict(zip(("action", "subject", "repetition", "camera"), numbers, strict=True))
 
 
 @pytest.mark.parametrize(
