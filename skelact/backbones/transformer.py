@@ -91,7 +91,9 @@ class SelfAttention(nn.Module):
 
 def _short(x: Tensor) -> bool:
     """Whether a sequence is short enough, on a CPU in full precision, for the S x S matrices to be cheap."""
-    return x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and x.dtype.itemsize >= 4 and x.shape[1] <= 128
+    return (
+        x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and x.dtype.itemsize >= 4 and x.shape[1] <= 128
+    )
 
 
 class TransformerLayer(nn.Module):

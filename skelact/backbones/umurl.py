@@ -161,13 +161,14 @@ class UmURLEncoder(Encoder):
         joints = (layout if isinstance(layout, Layout) else get_layout(layout)).num_joints
         self.streams = tuple(streams)
         self.persons, self.frames, self.joints, self.channels = persons, frames, joints, channels
-        self.width, self.mask_absent, self.num_features = width, mask_absent, 2 * width
+        self.width, self.depth, self.num_heads, self.hidden = width, depth, num_heads, hidden or width
+        self.mask_absent, self.num_features = mask_absent, 2 * width
         for stream in self.streams:
             embedding = StreamEmbedding(persons * joints * channels, frames * channels, width)
             self.add_module(f"{code_of(stream)}_emb", embedding)
         self.mm_fusion = Fusion(width)
         self.ma_encoder = ModalityAgnosticEncoder(
-            width, depth, num_heads, hidden or width, positions, persons * joints, joint_code
+            width, depth, num_heads, self.hidden, positions, persons * joints, joint_code
         )
 
     def embedding(self, stream: str) -> nn.Module:
@@ -206,9 +207,7 @@ class UmURLEncoder(Encoder):
                 f"stream {stream!r} has (M, T, V, C) = {tuple(x.shape[1:])}, the encoder was built for {expected}"
             )
 
-    def _keep(
-        self, inputs: Sequence[Mapping[str, Tensor]], masks: Sequence[Tensor | None] | None
-    ) -> Tensor | None:
+    def _keep(self, inputs: Sequence[Mapping[str, Tensor]], masks: Sequence[Tensor | None] | None) -> Tensor | None:
         if not self.mask_absent or masks is None or all(mask is None for mask in masks):
             return None
         rows = []
@@ -229,4 +228,3 @@ class UmURLEncoder(Encoder):
     def no_weight_decay(self) -> set[str]:
         """The learned joint code, where there is one."""
         return {"ma_encoder.joint_code"} if "ma_encoder.joint_code" in dict(self.named_parameters()) else set()
-

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from skelact.backbones.transformer import sinusoids
-from skelact.backbones.umurl import code_of
+from skelact.backbones.umurl import UmURLEncoder, code_of
 from skelact.methods.umurl import UmURL
 from skelact.skeleton.streams import derive
 
@@ -64,14 +64,13 @@ class _Backbone(nn.Module):
     def __init__(self, method: UmURL) -> None:
         super().__init__()
         theirs = method.backbone
-        first = theirs.get_submodule("ma_encoder.t_tr.layers")[0]
+        if not isinstance(theirs, UmURLEncoder):
+            raise TypeError(f"the straightforward form is of UmURLEncoder, not of {type(theirs).__name__}")
         temporal, spatial = theirs.persons * theirs.joints * theirs.channels, theirs.frames * theirs.channels
         for stream in method.streams:
             self.add_module(f"{code_of(stream)}_emb", _Embedding(temporal, spatial, theirs.width))
         self.mm_fusion = _Fusion(theirs.width)
-        heads, hidden = first.self_attn.num_heads, first.linear1.out_features
-        depth = len(theirs.get_submodule("ma_encoder.t_tr.layers"))
-        self.ma_encoder = _Encoder(theirs.width, depth, heads, hidden)
+        self.ma_encoder = _Encoder(theirs.width, theirs.depth, theirs.num_heads, theirs.hidden)
 
 
 class StraightforwardUmURL(nn.Module):
@@ -122,8 +121,9 @@ class StraightforwardUmURL(nn.Module):
         consistency, variance, covariance = self.weights
         centre = torch.stack(uni).mean(0)
         mse = nn.functional.mse_loss
-        close = sum(mse(z, u) for z, u in zip(uni, fused, strict=True)) + sum(mse(z, centre) for z in uni)
-        total = consistency * close
+        intra = torch.stack([mse(z, u) for z, u in zip(uni, fused, strict=True)]).sum()
+        inter = torch.stack([mse(z, centre) for z in uni]).sum()
+        total = consistency * (intra + inter)
         for z in [*uni, *fused]:
             spread = torch.relu(1 - torch.sqrt(z.var(0) + 1e-4)).mean()
             centred = z - z.mean(0)

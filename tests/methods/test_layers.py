@@ -1,5 +1,7 @@
 """Schedules, and the batch normalisation over all ranks in one process."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -28,7 +30,7 @@ def test_warmup_cosine():
     assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
     assert rates[9] == pytest.approx((2.0 + 0.2) / 2)
     assert rates[14:] == pytest.approx([0.2] * 3)
-    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[4:]))
     with pytest.raises(ValueError, match="warmup=5, total=5"):
         warmup_cosine(optimizer, total=5, warmup=5)
 

@@ -1,11 +1,16 @@
 """What UmURL promises beyond the reference's numbers."""
 
+import inspect
 import io
 from functools import partial
 from itertools import combinations
+from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
+from torch.utils.data import DataLoader
 
 from skelact.backbones.umurl import UmURLEncoder
 from skelact.benchmarks.straightforward_umurl import StraightforwardUmURL
@@ -37,7 +42,9 @@ def make(streams=STREAMS, frames=8, persons=1, width=16, backbone=None, **option
 def clips(count=8, persons=1, masked=False):
     generator = torch.Generator().manual_seed(1)
     frames = [
-        torch.randn(12 + 3 * i, persons, 20, 3, generator=generator).cumsum(0) / 4 + torch.randn(20, 3, generator=generator) for i in range(count)
+        torch.randn(12 + 3 * i, persons, 20, 3, generator=generator).cumsum(0) / 4
+        + torch.randn(20, 3, generator=generator)
+        for i in range(count)
     ]
     mask = [torch.rand(f.shape[:3], generator=generator) > 0.2 for f in frames] if masked else None
     return RaggedClips.pack(frames, mask=mask)
@@ -180,8 +187,9 @@ def test_weight_decay_can_leave_out_vectors_and_tables():
     left_out = {names[id(p)] for p in plain["params"]}
     assert plain["weight_decay"] == 0
     assert "backbone.ma_encoder.joint_code" in left_out
-    assert all(name.endswith("bias") or "norm" in name or ".1." in name or ".4." in name or "code" in name
-               for name in left_out)
+    assert all(
+        name.endswith("bias") or "norm" in name or ".1." in name or ".4." in name or "code" in name for name in left_out
+    )
     assert all(p.ndim == 2 for p in decayed["params"])
     assert len(left_out) + len(decayed["params"]) == len(names)
 
@@ -217,3 +225,35 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
         for part in ("gradients", "buffers"):
             for name, value in expected[part].items():
                 torch.testing.assert_close(ours[part][name], value, rtol=1e-9, atol=1e-11, msg=name)
+
+
+def test_trains_under_lightning(tmp_path):
+    method = make(
+        scheduler=partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[1], gamma=0.1),
+        optimizer=partial(torch.optim.Adam, lr=1e-3, fused=True),
+    )
+    trainer = pl.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+        precision="bf16-mixed",
+    )
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    trainer.fit(method, DataLoader([clips(), clips()], batch_size=None), weights_only=True)
+    assert trainer.global_step == 4
+    assert {"train/loss", "train/z_std", "train/intra"} <= set(trainer.callback_metrics)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-4)
+    assert all(not torch.equal(p, before[name]) for name, p in method.named_parameters() if p.ndim == 2)
+    file = next(tmp_path.rglob("*.ckpt"))
+    assert torch.load(file, weights_only=True)["state_dict"].keys() == method.state_dict().keys()
+
+
+@pytest.mark.parametrize(("group", "target"), [("method", UmURL), ("backbone", UmURLEncoder)])
+def test_every_option_is_in_the_configuration(group, target):
+    path = Path(__file__).parents[2] / "conf" / group / "umurl.yaml"
+    node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    assert node.pop("_target_") == f"{target.__module__}.{target.__name__}"
+    assert set(node) == set(inspect.signature(target).parameters)
