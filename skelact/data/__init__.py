@@ -1,0 +1,1 @@
+"""Raw files to a store on disk to batches."""

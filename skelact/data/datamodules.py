@@ -1,0 +1,320 @@
+"""The datamodule: a store, one of its splits, and where its frames live while a model trains."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from skelact.clips import RaggedClips
+from skelact.data.embedded import open_store
+from skelact.data.loading import ClipLoader, DealtBatches, DiskBatches, Normalizer, RowBatches
+from skelact.data.splits import SplitRule, label_subset, part_rows, resolve
+from skelact.data.store import Store
+from skelact.errors import SkelactError
+from skelact.skeleton.layouts import Layout, get_layout
+
+RESIDENCES = ("auto", "disk", "ram", "device")
+
+
+class SkeletonDataModule(pl.LightningDataModule):
+    """Batches of skeleton clips as :class:`skelact.clips.RaggedClips`.
+
+    Args:
+        store: folder of the prepared store. Embedded datasets (`hdm05`, `hdm05_views`) are prepared there at first use.
+        split: name of a split of the store's card.
+        name: name of the dataset; None takes the card's.
+        layout: joint layout that comes out; None keeps the store's, another one is converted to.
+        persons: person slots expected of the store; None takes any.
+        channels: channels expected of the store; None takes any.
+        num_classes: classes expected of the store; None takes any.
+        normalize: a module from clips to clips, the name of a mode of
+            :class:`skelact.transforms.normalize.Normalize`, or None for the coordinates as stored.
+        residence: `disk` reads each batch from the memory map, `ram` holds all frames in memory, `device` on the
+            training device (a batch is then a handful of integers), `auto` the fastest that fits.
+        batch_size: training clips of a global batch, over all processes.
+        eval_batch_size: clips of an evaluation batch.
+        num_workers: loader processes, for `disk` only.
+        labels_per_class: keep this many training clips of each class.
+        label_fraction: keep this share of the training clips of each class, at least one.
+        label_draw: which of the label lists.
+        seed: of the training order.
+        drop_last: leave out the last, smaller training batch of an epoch.
+        validation: offer the validation part to the trainer.
+        fit: part that is trained on, `train` or `train+val`.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        split: str,
+        name: str | None = None,
+        layout: str | Mapping[str, Any] | Layout | None = None,
+        persons: int | None = None,
+        channels: int | None = None,
+        num_classes: int | None = None,
+        normalize: nn.Module | str | None = None,
+        residence: str = "auto",
+        batch_size: int = 64,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        labels_per_class: int | None = None,
+        label_fraction: float | None = None,
+        label_draw: int = 0,
+        seed: int = 0,
+        drop_last: bool = True,
+        validation: bool = True,
+        fit: str = "train",
+    ) -> None:
+        super().__init__()
+        if residence not in RESIDENCES:
+            raise SkelactError(f"data.residence={residence!r} is not one of {', '.join(RESIDENCES)}")
+        if fit not in ("train", "train+val"):
+            raise SkelactError(f"data.fit={fit!r} is not one of train, train+val")
+        self.store_path, self.split, self.name = str(store), split, name
+        self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
+        self.seed, self.drop_last, self.validation, self.fit = seed, drop_last, validation, fit
+        self._layout, self._normalize, self._wanted_residence = layout, normalize, residence
+        self._expected = {"persons": persons, "channels": channels, "num_classes": num_classes}
+        self._few = (label_fraction, labels_per_class, label_draw)
+        self._loader: ClipLoader | None = None
+        self._resident: RaggedClips | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the store and compare it with the configuration; every attribute does this at first use.
+
+        Raises:
+            SkelactError: no store, a damaged one, an unknown split, a layout that has no conversion, or numbers that
+                are not the configuration's.
+        """
+        if self._loader is not None:
+            return
+        store = open_store(self.store_path, self.name)
+        self.name = self.name or store.name
+        found = {
+            "persons": store.card["persons"],
+            "channels": len(store.card["channels"]),
+            "num_classes": len(store.class_names),
+        }
+        for key, value in found.items():
+            if self._expected[key] not in (None, value):
+                raise SkelactError(
+                    f"data.{key}={self._expected[key]}, but the store {store.path} has {value}: "
+                    f"set data.{key}={value} or choose another store"
+                )
+        stored = get_layout(store.card["layout"])
+        try:
+            layout = stored if self._layout is None else get_layout(self._layout)
+            loader = ClipLoader(store, layout, self._make_normalizer(layout))
+            loader.load(np.arange(1))  # one clip: conversion and normalisation exist and fit
+        except SkelactError as error:
+            wanted = getattr(self._layout, "name", self._layout)
+            raise SkelactError(
+                f"data.layout={wanted} does not suit the store {store.path} of layout {stored.name!r}: {error} "
+                f"(set data.layout={stored.name})"
+            ) from error
+        self._parts = resolve(store, self.split)
+        self._rule = SplitRule.from_dict(store.card["splits"][self.split])
+        for part in ("train", "train+val"):
+            rows = self._parts[part]
+            self._parts[part] = rows[self._labelled(store, rows)]
+        self._loader = loader
+
+    @property
+    def store(self) -> Store:
+        """The open store."""
+        return self._ready.store
+
+    @property
+    def layout(self) -> Layout:
+        """Joint layout of the batches."""
+        return self._ready.layout
+
+    @property
+    def num_persons(self) -> int:
+        """Person slots of the batches, M."""
+        return int(self.store.card["persons"])
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the batches, C."""
+        return len(self.store.card["channels"])
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes by label."""
+        return self.store.class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the store's content."""
+        return self.store.fingerprint
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The dataset card, plain containers."""
+        return self.store.card
+
+    @property
+    def residence(self) -> str:
+        """Where the frames live: disk, ram or device."""
+        if self._wanted_residence == "auto":
+            self._wanted_residence = self._choose_residence()
+        return self._wanted_residence
+
+    def rows(self, part: str) -> np.ndarray:
+        """Store rows of a part (train, val, test, train+val), ascending.
+
+        Raises:
+            SplitError: unknown or empty part.
+        """
+        ready = self._ready
+        return part_rows(self._parts, part, self.split, ready.store.name)
+
+    def clip_names(self, part: str) -> list[str]:
+        """Names of a part's clips in store order."""
+        return [str(name) for name in self.store.names[self.rows(part)]]
+
+    def labels(self, part: str) -> np.ndarray:
+        """`(n,)` int64 labels of a part's clips in store order."""
+        return np.array(self.store.label[self.rows(part)])
+
+    def groups(self, part: str) -> np.ndarray:
+        """`(n,)` what a part's clips share: the motion behind simulated views, else each clip's own name.
+
+        Resampling for intervals should draw these, not clips.
+        """
+        column = self.store.columns.get("group", self.store.names)
+        return np.array(column[self.rows(part)])
+
+    def size(self, part: str) -> int:
+        """Number of clips of a part; 0 for an empty one."""
+        return len(self._parts.get(part, ())) if self._ready else 0
+
+    def batches(
+        self, part: str, batch_size: int | None = None, device: torch.device | str | None = None
+    ) -> Iterator[RaggedClips]:
+        """All clips of a part once, in store order.
+
+        Args:
+            part: train, val, test or train+val.
+            batch_size: clips a batch; None takes `eval_batch_size`.
+            device: where the batches shall be; None leaves them where the data live.
+        """
+        rows = torch.from_numpy(self.rows(part))
+        for some in rows.split(batch_size or self.eval_batch_size):
+            yield self._deliver(some, device)
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches of the fitted part."""
+        rank, world = self._ranks()
+        rows = self.rows(self.fit)
+        return self._dataloader(
+            DealtBatches(rows, self.batch_size, rank, world, shuffle=True, seed=self.seed, drop_last=self.drop_last)
+        )
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """The validation part in store order; none when switched off or when the split has none."""
+        self.setup()
+        return self._evaluation("val") if self.validation and self._rule.val is not None else []
+
+    def test_dataloader(self) -> DataLoader:
+        """The test part in store order."""
+        return self._evaluation("test")
+
+    def transfer_batch_to_device(
+        self, batch: torch.Tensor | RaggedClips, device: torch.device, dataloader_idx: int = 0
+    ) -> RaggedClips:
+        """Rows become clips on the device; clips read by workers move there."""
+        if isinstance(batch, RaggedClips):
+            return batch.to(device, non_blocking=True)
+        return self._deliver(batch, device)
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Nothing to let go of: a resident store serves the protocols that follow."""
+
+    @property
+    def _ready(self) -> ClipLoader:
+        self.setup()
+        assert self._loader is not None
+        return self._loader
+
+    def _make_normalizer(self, layout: Layout) -> Normalizer | None:
+        if self._normalize is None or isinstance(self._normalize, nn.Module):
+            return self._normalize
+        from skelact.transforms.normalize import Normalize
+
+        return Normalize(self._normalize, layout)
+
+    def _labelled(self, store: Store, rows: np.ndarray) -> np.ndarray:
+        return label_subset(store.names[rows], store.label[rows], *self._few)
+
+    def _ranks(self) -> tuple[int, int]:
+        if self.trainer is not None:
+            return self.trainer.global_rank, self.trainer.world_size
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            return torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return 0, 1
+
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
+
+    def _choose_residence(self) -> str:
+        size, device = self._ready.nbytes(), self._device()
+        if device.type == "cuda" and size < 0.4 * torch.cuda.mem_get_info(device)[0]:
+            return "device"
+        try:
+            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (AttributeError, ValueError, OSError):
+            free = 8 << 30
+        return "ram" if size < 0.4 * free else "disk"
+
+    def _deliver(self, rows: torch.Tensor, device: torch.device | str | None) -> RaggedClips:
+        """Clips of `rows` on `device`: the one place where rows become clips."""
+        target = None if device is None else torch.device(device)
+        if self.residence == "disk":
+            clips = self._ready.load(rows)
+            return clips if target is None else clips.to(target)
+        if self._resident is None:
+            self._resident = self._ready.load_all()
+        if self.residence == "device":
+            if target is None:
+                target = self._device()
+            if target.type != "cpu" and self._resident.device != target:
+                self._resident = self._resident.to(target)
+                target = self._resident.device  # with its number
+        picked = self._resident.select(rows.to(self._resident.device))
+        return picked if target in (None, picked.device) else picked.compact().to(target)
+
+    def _evaluation(self, part: str) -> DataLoader:
+        rank, world = self._ranks()
+        return self._dataloader(DealtBatches(self.rows(part), self.eval_batch_size, rank, world))
+
+    def _dataloader(self, sampler: DealtBatches) -> DataLoader:
+        disk = self.residence == "disk"
+        count = len(sampler.rows)
+        workers = self.num_workers if disk else 0
+        return DataLoader(
+            DiskBatches(self._ready, count) if disk else RowBatches(count),
+            sampler=sampler,
+            batch_size=None,
+            collate_fn=_as_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=disk and self._device().type == "cuda",
+        )
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

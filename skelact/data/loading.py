@@ -1,0 +1,165 @@
+"""From store to batches: one way to read clips, and one way to deal them out to ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, DistributedSampler
+
+from skelact.clips import RaggedClips
+from skelact.data.store import Store, StoreError
+from skelact.errors import SkelactError
+from skelact.skeleton.convert import convert
+from skelact.skeleton.layouts import Layout, get_layout
+
+Normalizer = Callable[[RaggedClips], RaggedClips]
+#: Frames that are converted and normalised at a time when a store is made resident.
+CHUNK_FRAMES = 1 << 16
+
+
+class ClipLoader:
+    """Read clips of a store as a model wants them: float32, in the layout asked for, normalised.
+
+    Every residence reads through this, so their batches are equal. Picklable for loader workers.
+    """
+
+    def __init__(self, store: Store, layout: Layout, normalize: Normalizer | None = None) -> None:
+        self.store, self.layout, self.normalize = store, layout, normalize
+        self.source = get_layout(store.card["layout"])
+        self.score = store.card["channels"][-1] == "score"
+
+    def load(self, rows: np.ndarray | Tensor) -> RaggedClips:
+        """The clips `rows` (store positions), frames packed in their order, on the CPU."""
+        clips = self.store.clips(np.asarray(rows), residence="ram")
+        if not torch.isfinite(clips.frames).all():
+            raise StoreError(self.store.path, "has coordinates that are not finite numbers; run skelact info on it")
+        if self.layout != self.source:
+            frames, mask = convert(clips.frames, self.source, self.layout, clips.mask, self.score)
+            clips = RaggedClips(frames, clips.start, clips.length, clips.label, clips.index, mask)
+        return clips if self.normalize is None else self.normalize(clips)
+
+    def nbytes(self) -> int:
+        """Bytes of the whole store in memory."""
+        frames, persons, _, channels = self.store.shape
+        return frames * persons * self.layout.num_joints * (4 * channels + (self.store.mask is not None))
+
+    def load_all(self) -> RaggedClips:
+        """The whole store as one tensor, made in chunks so that little more than it is ever held."""
+        length = torch.from_numpy(np.array(self.store.length))
+        start = length.cumsum(0) - length
+        frames: Tensor | None = None
+        mask: Tensor | None = None
+        for rows in self._chunks():
+            chunk = self.load(rows)
+            first = int(start[rows[0]])
+            if frames is None:
+                total = int(length.sum())
+                frames = torch.empty((total, *chunk.frames.shape[1:]), dtype=torch.float32)
+                mask = None if chunk.mask is None else torch.empty((total, *chunk.mask.shape[1:]), dtype=torch.bool)
+            frames[first : first + len(chunk.frames)] = chunk.frames
+            if mask is not None and chunk.mask is not None:
+                mask[first : first + len(chunk.frames)] = chunk.mask
+        assert frames is not None  # a store holds at least one clip
+        label = torch.from_numpy(np.array(self.store.label))
+        return RaggedClips(frames, start, length, label, torch.arange(len(length)), mask)
+
+    def _chunks(self) -> Iterator[np.ndarray]:
+        end = np.cumsum(self.store.length)
+        first = 0
+        while first < len(end):
+            begin = end[first - 1] if first else 0
+            last = max(int(np.searchsorted(end, begin + CHUNK_FRAMES, side="right")), first + 1)
+            yield np.arange(first, last)
+            first = last
+
+
+class RowBatches(Dataset[Tensor]):
+    """Batches as integers: the item of rows is the rows. Resident data turn them into clips on their device."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return rows
+
+
+class DiskBatches(Dataset[RaggedClips]):
+    """Batches read from the memory map, by loader workers or in the process itself."""
+
+    def __init__(self, loader: ClipLoader, count: int) -> None:
+        self.loader, self.count = loader, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, rows: Tensor) -> RaggedClips:
+        return self.loader.load(rows)
+
+
+class DealtBatches(DistributedSampler):
+    """Batches of store rows for one rank.
+
+    Training: one permutation by (seed, epoch) for all ranks; global batch b is rows b*B..(b+1)*B of it, and each rank
+    takes its share of every global batch. So the global batches are the same for any number of ranks. Evaluation:
+    store order, batches dealt out in turn; nothing is padded, dropped or repeated.
+
+    A subclass of torch's sampler so that Lightning leaves it in place.
+
+    Args:
+        rows: `(n,)` store rows of the part.
+        batch_size: clips of a global batch in training, of one rank's batch in evaluation.
+        rank, world: this process and how many there are.
+        shuffle: training or evaluation.
+        drop_last: leave out the last, smaller batch of an epoch (training).
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        super().__init__(RowBatches(len(rows)), num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
+        if batch_size < 1:
+            raise SkelactError(f"a batch holds at least one clip; data.batch_size={batch_size}")
+        if shuffle and batch_size % world:
+            raise SkelactError(
+                f"data.batch_size={batch_size} is the batch of all {world} processes together; "
+                f"make it a multiple of {world}"
+            )
+        if shuffle and len(rows) < world:
+            raise SkelactError(f"{len(rows)} training clips cannot be shared by {world} processes")
+        self.rows = torch.from_numpy(np.array(rows, np.int64))
+        self.batch_size, self.drop_rest = batch_size, drop_last
+
+    def _batches(self) -> list[Tensor]:
+        if not self.shuffle:
+            return list(self.rows.split(self.batch_size))[self.rank :: self.num_replicas]
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = self.rows[torch.randperm(len(self.rows), generator=generator)]
+        batches = list(order.split(self.batch_size))
+        if self.drop_rest and len(batches) > 1 and len(batches[-1]) < self.batch_size:
+            batches.pop()
+        # ranks take equal shares: up to world - 1 clips of a last, smaller batch wait for another epoch
+        shares = [len(batch) // self.num_replicas for batch in batches]
+        return [
+            batch[self.rank * share : (self.rank + 1) * share]
+            for batch, share in zip(batches, shares, strict=True)
+            if share
+        ]
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self._batches())
+
+    def __len__(self) -> int:
+        return len(self._batches())

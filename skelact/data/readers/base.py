@@ -1,0 +1,108 @@
+"""What every reader offers: list a source's clips, read one, say what the dataset is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skelact.errors import SkelactError
+
+
+class DamagedClip(SkelactError):
+    """One clip that cannot be used: file, place in it, reason. Preparation names it, skips it and counts it."""
+
+    def __init__(self, path: str | Path, where: str, reason: str) -> None:
+        super().__init__(f"{path}{f', {where}' if where else ''}: {reason}")
+        self.path, self.where, self.reason = str(path), where, reason
+
+    def __reduce__(self) -> tuple[Any, ...]:  # travels from worker processes
+        return DamagedClip, (self.path, self.where, self.reason)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A clip that a source promises.
+
+    Args:
+        name: unique name.
+        path: file that holds it.
+        label: class, -1 where unknown.
+        columns: subject, camera, ... for the clips table.
+        key: position inside a file that holds several clips.
+    """
+
+    name: str
+    path: Path
+    label: int = -1
+    columns: Mapping[str, int | str] = field(default_factory=dict)
+    key: int = 0
+
+    def stamp(self) -> list[int]:
+        """Size and time of the file: a resumed preparation reads a changed file again."""
+        status = self.path.stat()
+        return [status.st_size, status.st_mtime_ns]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Frames `(T, M, V, C)` float and, where the source knows it, the observed joints `(T, M, V)` bool."""
+
+    frames: np.ndarray
+    mask: np.ndarray | None = None
+
+
+class Reader(ABC):
+    """One dataset in its original form.
+
+    Attributes:
+        name: name of the dataset.
+        masked: whether its clips carry masks.
+    """
+
+    name: str = ""
+    masked: bool = False
+
+    def locate(self, source: str | Path | None) -> Path:
+        """The source folder or file, checked.
+
+        Raises:
+            SkelactError: none given, or it does not exist.
+        """
+        if source is None:
+            raise SkelactError(f"{self.name}: say where the original files are: source=FOLDER")
+        path = Path(source).expanduser()
+        if not path.exists():
+            raise SkelactError(f"{self.name}: source {path} does not exist")
+        return path
+
+    @abstractmethod
+    def scan(self, source: str | Path | None) -> list[Item]:
+        """All clips of the source in a fixed order, without reading them."""
+
+    @abstractmethod
+    def read(self, item: Item) -> Clip:
+        """One clip.
+
+        Raises:
+            DamagedClip: with the file, the place and the reason.
+        """
+
+    @abstractmethod
+    def card(self, items: Sequence[Item]) -> dict[str, Any]:
+        """What the dataset is: the card entries that :class:`skelact.data.writer.StoreWriter` wants."""
+
+
+def refuse_non_finite(frames: np.ndarray, item: Item, joints: Sequence[str]) -> None:
+    """Raise :class:`DamagedClip` naming frame and joint of the first coordinate `(T, M, V, C)` that is not finite."""
+    bad = ~np.isfinite(frames).all(axis=-1)
+    if bad.any():
+        frame, person, joint = (int(k) for k in np.argwhere(bad)[0])
+        person_text = f" of person {person}" if frames.shape[1] > 1 else ""
+        raise DamagedClip(
+            item.path, f"frame {frame}, joint {joints[joint]}{person_text}", "a coordinate is not a finite number"
+        )

@@ -1,0 +1,114 @@
+"""NW-UCLA (Northwestern-UCLA Multiview Action 3D) skeletons as one JSON file a clip.
+
+Source: J. Wang, X. Nie, Y. Xia, Y. Wu, S.-C. Zhu, "Cross-view action modeling, learning and recognition", CVPR 2014;
+the JSON form is the one in use since CTR-GCN (ICCV 2021). Protocol: train on views 1 and 2, test on view 3.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skelact.data.readers.base import Clip, DamagedClip, Item, Reader, refuse_non_finite
+from skelact.skeleton.layouts import get_layout
+
+_NAME = re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)_v(\d\d)")
+#: The set's action numbers in the order of their labels; 7 and 10 do not exist.
+ACTIONS = (1, 2, 3, 4, 5, 6, 8, 9, 11, 12)
+CLASSES = (
+    "pick up with one hand", "pick up with two hands", "drop trash", "walk around", "sit down",
+    "stand up", "donning", "doffing", "throw", "carry",
+)  # fmt: skip
+SPLITS = {
+    "xview": {"factor": "camera", "train": [1, 2], "test": [3], "val": {"factor": "subject", "values": [10]}},
+    # not a published protocol: odd subjects against even ones
+    "xsub": {
+        "factor": "subject",
+        "train": [1, 3, 5, 7, 9],
+        "test": [2, 4, 6, 8, 10],
+        "val": {"factor": "subject", "values": [9]},
+    },
+}
+
+
+class NWUCLAReader(Reader):
+    """Read `aAA_sSS_eEE_vVV.json` files from a folder or its `all_sqe`: 20 joints in Kinect order, metres."""
+
+    name = "nw_ucla"
+
+    def scan(self, source: str | Path | None) -> list[Item]:
+        """One item for each JSON file whose name follows the scheme, by name."""
+        folder = self.locate(source)
+        folder = folder / "all_sqe" if (folder / "all_sqe").is_dir() else folder
+        items = []
+        for path in sorted(folder.glob("*.json")):
+            match = _NAME.fullmatch(path.stem)
+            if match is None:
+                continue
+            action, subject, repetition, camera = (int(number) for number in match.groups())
+            columns = {"action": action, "subject": subject, "repetition": repetition, "camera": camera}
+            label = ACTIONS.index(action) if action in ACTIONS else -1
+            items.append(Item(path.stem, path, label, columns))
+        return items
+
+    def read(self, item: Item) -> Clip:
+        """Frames `(T, 1, 20, 3)` float32, metres, camera frame (x right, y up, z away)."""
+        if item.label < 0:
+            raise DamagedClip(item.path, "", f"action {item.columns['action']} is not one of NW-UCLA's {ACTIONS}")
+        try:
+            content = json.loads(item.path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise DamagedClip(item.path, f"line {error.lineno} column {error.colno}", error.msg) from None
+        except UnicodeDecodeError as error:
+            raise DamagedClip(item.path, f"byte {error.start}", "is not text") from None
+        if not isinstance(content, dict) or not {"file_name", "label", "skeletons"} <= set(content):
+            raise DamagedClip(item.path, "", "lacks file_name, label or skeletons")
+        if content["file_name"] != item.name or content["label"] != item.label + 1:
+            found = f"{content['file_name']!r}, label {content['label']!r}"
+            raise DamagedClip(item.path, "file_name and label", f"do not agree with the file's name: {found}")
+        return Clip(_frames(content["skeletons"], item))
+
+    def card(self, items: Sequence[Item]) -> dict[str, Any]:
+        """The dataset card's entries."""
+        return {
+            "name": self.name,
+            "layout": get_layout("kinect20").to_dict(),
+            "channels": ["x", "y", "z"],
+            "unit": "m",
+            "fps": 30.0,
+            "persons": 1,
+            "class_names": list(CLASSES),
+            "splits": SPLITS,
+            "source": "Northwestern-UCLA Multiview Action 3D, skeletons as JSON; Kinect v1, 10 subjects, 3 views",
+            "licence": "no licence text known; research use with citation; do not redistribute",
+            "citation": (
+                'J. Wang, X. Nie, Y. Xia, Y. Wu, S.-C. Zhu, "Cross-view action modeling, learning and recognition", '
+                "CVPR 2014."
+            ),
+        }
+
+
+def _frames(skeletons: Any, item: Item) -> np.ndarray:
+    """`(T, 1, 20, 3)` from nested lists; on trouble names the first bad frame."""
+    if not isinstance(skeletons, list) or not skeletons:
+        raise DamagedClip(item.path, "skeletons", "holds no frame")
+    try:
+        frames = np.array(skeletons, np.float64)
+        if frames.shape[1:] != (20, 3):
+            raise ValueError
+    except (ValueError, TypeError):
+        for number, frame in enumerate(skeletons):
+            try:
+                if np.array(frame, np.float64).shape == (20, 3):
+                    continue
+            except (ValueError, TypeError):
+                pass
+            raise DamagedClip(item.path, f"frame {number}", "is not 20 joints of 3 numbers") from None
+        raise DamagedClip(item.path, "skeletons", "is not frames x 20 joints x 3 numbers") from None
+    refuse_non_finite(frames[:, None], item, get_layout("kinect20").joints)
+    return frames.astype(np.float32)[:, None]

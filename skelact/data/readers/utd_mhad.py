@@ -1,0 +1,102 @@
+"""UTD-MHAD skeletons as one MATLAB file a clip.
+
+Source: C. Chen, R. Jafari, N. Kehtarnavaz, "UTD-MHAD: A multimodal dataset for human action recognition utilizing a
+depth camera and a wearable inertial sensor", ICIP 2015. Protocol: subjects 1 3 5 7 train, 2 4 6 8 test.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skelact.data.readers.base import Clip, DamagedClip, Item, Reader, refuse_non_finite
+from skelact.skeleton.layouts import get_layout
+
+_NAME = re.compile(r"a(\d+)_s(\d+)_t(\d+)_skeleton")
+#: Position in the file of each joint of kinect20: the files begin head, shoulder centre, spine, hip centre.
+ORDER = (3, 2, 1, 0, *range(4, 20))
+CLASSES = (
+    "swipe left", "swipe right", "wave", "front clap", "throw", "cross arms", "basketball shoot", "draw x",
+    "draw circle clockwise", "draw circle counter-clockwise", "draw triangle", "bowling", "boxing", "baseball swing",
+    "tennis forehand swing", "arm curl", "tennis serve", "push", "knock on door", "catch", "pick up and throw", "jog",
+    "walk", "sit to stand", "stand to sit", "forward lunge", "squat",
+)  # fmt: skip
+SPLITS = {
+    "xsub": {
+        "factor": "subject",
+        "train": [1, 3, 5, 7],
+        "test": [2, 4, 6, 8],
+        "val": {"factor": "subject", "values": [7]},
+    }
+}
+
+
+class UTDMHADReader(Reader):
+    """Read `aA_sS_tT_skeleton.mat` files (`d_skel`, 20 x 3 x T) from a folder or its `Skeleton`."""
+
+    name = "utd_mhad"
+
+    def scan(self, source: str | Path | None) -> list[Item]:
+        """One item for each file whose name follows the scheme, by action, subject and trial."""
+        folder = self.locate(source)
+        folder = folder / "Skeleton" if (folder / "Skeleton").is_dir() else folder
+        found = []
+        for path in folder.glob("*.mat"):
+            if match := _NAME.fullmatch(path.stem):
+                action, subject, trial = (int(number) for number in match.groups())
+                found.append(((action, subject, trial), path))
+        return [
+            Item(
+                name=f"a{action}_s{subject}_t{trial}",
+                path=path,
+                label=action - 1 if 1 <= action <= len(CLASSES) else -1,
+                columns={"action": action, "subject": subject, "repetition": trial},
+            )
+            for (action, subject, trial), path in sorted(found)
+        ]
+
+    def read(self, item: Item) -> Clip:
+        """Frames `(T, 1, 20, 3)` float32 in the order of kinect20, metres, camera frame."""
+        from scipy.io import loadmat
+
+        if item.label < 0:
+            raise DamagedClip(item.path, "", f"action {item.columns['action']} is not one of 1..{len(CLASSES)}")
+        try:
+            content = loadmat(item.path, variable_names=["d_skel"])
+        except OSError:
+            raise
+        except Exception as error:  # zlib.error and the like: scipy hands through what its parsers meet
+            raise DamagedClip(item.path, "", f"cannot be parsed ({type(error).__name__}: {error})") from None
+        skeleton = content.get("d_skel")
+        if skeleton is None:
+            raise DamagedClip(item.path, "", "has no variable d_skel")
+        if skeleton.ndim == 2:  # MATLAB drops a last axis of length 1
+            skeleton = skeleton[..., None]
+        if skeleton.dtype.kind not in "fiu" or skeleton.shape[:2] != (20, 3) or skeleton.shape[2] < 1:
+            raise DamagedClip(item.path, "d_skel", f"is {skeleton.dtype} {skeleton.shape}, expected numbers (20, 3, T)")
+        frames = np.asarray(skeleton, np.float64).transpose(2, 0, 1)[:, None, list(ORDER)]
+        refuse_non_finite(frames, item, get_layout("kinect20").joints)
+        return Clip(frames.astype(np.float32))
+
+    def card(self, items: Sequence[Item]) -> dict[str, Any]:
+        """The dataset card's entries."""
+        return {
+            "name": self.name,
+            "layout": get_layout("kinect20").to_dict(),
+            "channels": ["x", "y", "z"],
+            "unit": "m",
+            "fps": 30.0,
+            "persons": 1,
+            "class_names": list(CLASSES),
+            "splits": SPLITS,
+            "source": "UTD-MHAD, skeletons of the MATLAB files; Kinect v1, 8 subjects, 4 trials",
+            "licence": "described as freely available by its authors; no formal licence; cite, do not redistribute",
+            "citation": (
+                'C. Chen, R. Jafari, N. Kehtarnavaz, "UTD-MHAD: A multimodal dataset for human action recognition '
+                'utilizing a depth camera and a wearable inertial sensor", ICIP 2015.'
+            ),
+        }

@@ -1,0 +1,296 @@
+"""The store: a dataset on disk in the form in which batches use it.
+
+A store is a folder of four files that NumPy alone can read, for ever:
+
+* `frames.npy` `(F, M, V, C)` float32 or float16: the frames of all clips, one after another, memory-mapped;
+* `mask.npy` `(F, M, V)` bool, only where the source knows which joints were observed;
+* `clips.npz`: one row a clip: `name`, `start`, `length`, `label` and the source's columns (subject, camera, ...);
+* `card.json`: what the data are: layout, channels, unit, rate, classes, splits, licence, sizes and hashes, and the
+  *fingerprint*, one hash over everything that can change a result.
+
+Opening checks sizes, headers, the whole clips table and the frames (all of them in small stores, sampled blocks in
+large ones); :meth:`Store.verify` checks every byte. Nothing here unpickles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from skelact.clips import RaggedClips
+from skelact.data.npyfile import read_header, sha256_file, sha256_sample
+from skelact.errors import SkelactError
+
+FORMAT = 1
+CARD, FRAMES, MASK, CLIPS = "card.json", "frames.npy", "mask.npy", "clips.npz"
+#: Stores up to this many bytes of frames are hashed and checked for non-finite numbers whole at every opening.
+WHOLE_CHECK_BYTES = 64 << 20
+_IDENTITY = ("format", "layout", "channels", "unit", "fps", "persons", "class_names", "splits")
+
+
+class StoreError(SkelactError):
+    """A store that cannot be trusted: the message names the file and the reason."""
+
+    def __init__(self, path: str | Path, reason: str) -> None:
+        super().__init__(f"store {path}: {reason}")
+        self.path, self.reason = Path(path), reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return StoreError, (self.path, self.reason)
+
+
+def fingerprint(card: dict[str, Any]) -> str:
+    """32 hex digits over the files' hashes and every card entry that can change a result."""
+    facts = {key: card.get(key) for key in _IDENTITY}
+    facts["files"] = {name: entry["sha256"] for name, entry in card["files"].items()}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Size and hashes of one file, as the card keeps them."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path), "sample": sha256_sample(path)}
+
+
+class Store:
+    """A prepared dataset, memory-mapped. Cheap to open, to pickle and to fork: the maps open at first use.
+
+    Args:
+        path: the store's folder.
+
+    Attributes:
+        card: the dataset card as plain containers.
+        columns: the clips table by column name, each `(N,)`; always has name, start, length, label.
+
+    Raises:
+        StoreError: a file is missing, cut short, changed, or the clips table points outside the frames.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.card = self._read_card()
+        self._check_file(CLIPS, whole=True)
+        self.columns = self._read_clips()
+        self._shape = self._check_arrays()
+        self._check_ranges()
+        self._maps: dict[str, np.ndarray] = {}
+        if self.card["files"][FRAMES]["bytes"] <= WHOLE_CHECK_BYTES:
+            self._check_finite()
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """Open and check a store (the same as the constructor)."""
+        return cls(path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_maps": {}}
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}: {self.name}, {len(self)} clips, {self._shape[0]} frames)"
+
+    @property
+    def name(self) -> str:
+        """Name of the dataset."""
+        return str(self.card["name"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content; written into every record of a result."""
+        return str(self.card["fingerprint"])
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(F, M, V, C) of the frames."""
+        return self._shape
+
+    @property
+    def names(self) -> np.ndarray:
+        """`(N,)` clip names, unique."""
+        return self.columns["name"]
+
+    @property
+    def label(self) -> np.ndarray:
+        """`(N,)` int64 classes, -1 where unknown."""
+        return self.columns["label"]
+
+    @property
+    def start(self) -> np.ndarray:
+        """`(N,)` int64 first frame of each clip."""
+        return self.columns["start"]
+
+    @property
+    def length(self) -> np.ndarray:
+        """`(N,)` int64 frames of each clip."""
+        return self.columns["length"]
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes by label."""
+        return list(self.card["class_names"])
+
+    @property
+    def frames(self) -> np.ndarray:
+        """`(F, M, V, C)` memory map. Copy-on-write: writing to it never reaches the file."""
+        return self._map(FRAMES)
+
+    @property
+    def mask(self) -> np.ndarray | None:
+        """`(F, M, V)` bool memory map, or None where everything was observed."""
+        return self._map(MASK) if MASK in self.card["files"] else None
+
+    def clips(self, rows: Sequence[int] | np.ndarray | None = None, residence: str = "disk") -> RaggedClips:
+        """Some clips (all by default) in the unit and layout of the store.
+
+        Args:
+            rows: `(n,)` positions in the store; also becomes `index` of the result.
+            residence: `disk` shares the memory map (any dtype, read as used), `ram` copies the clips' frames to
+                one float32 tensor.
+        """
+        if residence not in ("disk", "ram"):
+            raise SkelactError(f"residence must be disk or ram here, not {residence!r}")
+        index = np.arange(len(self)) if rows is None else np.asarray(rows, np.int64)
+        mask = self.mask
+        start, length = self.start[index], self.length[index]
+        if residence == "disk":
+            frames = torch.from_numpy(self.frames)
+            masks = None if mask is None else torch.from_numpy(mask)
+        else:
+            pieces = [slice(s, s + n) for s, n in zip(start.tolist(), length.tolist(), strict=True)]
+            empty = np.zeros((0, *self._shape[1:]), np.float32)
+            joined = np.concatenate([empty, *(self.frames[piece] for piece in pieces)], dtype=np.float32)
+            frames, masks = torch.from_numpy(joined), None
+            if mask is not None:
+                unseen = np.zeros((0, *self._shape[1:3]), bool)
+                masks = torch.from_numpy(np.concatenate([unseen, *(mask[piece] for piece in pieces)]))
+            start = np.cumsum(length) - length
+        return RaggedClips(
+            frames=frames,
+            start=torch.from_numpy(np.array(start)),
+            length=torch.from_numpy(np.array(length)),
+            label=torch.from_numpy(np.array(self.label[index])),
+            index=torch.from_numpy(np.array(index)),
+            mask=masks,
+        )
+
+    def verify(self) -> None:
+        """Check every byte against the card and every coordinate for being finite.
+
+        Raises:
+            StoreError: naming the file and the reason.
+        """
+        for name in self.card["files"]:
+            self._check_file(name, whole=True)
+        self._check_finite()
+
+    def _map(self, name: str) -> np.ndarray:
+        if name not in self._maps:
+            path = self.path / name
+            try:
+                shape, dtype, offset = read_header(path)
+                self._maps[name] = np.memmap(path, dtype, mode="c", offset=offset, shape=shape)
+            except (OSError, ValueError) as error:
+                raise StoreError(path, str(error)) from error
+        return self._maps[name]
+
+    def _read_card(self) -> dict[str, Any]:
+        path = self.path / CARD
+        if not self.path.is_dir():
+            raise StoreError(self.path, "there is no such folder")
+        try:
+            card = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise StoreError(self.path, f"has no {CARD}: not a store, or its preparation never finished") from None
+        except (OSError, ValueError) as error:
+            raise StoreError(path, f"cannot be read ({error})") from error
+        if not isinstance(card, dict) or card.get("format") != FORMAT:
+            found = card.get("format") if isinstance(card, dict) else None
+            raise StoreError(path, f"format {found!r} is not {FORMAT}, the one this version reads; prepare it again")
+        keys = (*_IDENTITY, "name", "files", "fingerprint", "counts")
+        if missing := [key for key in keys if key not in card]:
+            raise StoreError(path, f"lacks {', '.join(missing)}")
+        files = card["files"]
+        good = isinstance(files, dict) and {FRAMES, CLIPS} <= set(files) <= {FRAMES, CLIPS, MASK}
+        if not good or any(not {"bytes", "sha256", "sample"} <= set(entry) for entry in files.values()):
+            raise StoreError(path, "its list of files is not one of a store")
+        if fingerprint(card) != card["fingerprint"]:
+            raise StoreError(path, "was changed after it was written (the fingerprint does not fit)")
+        return card
+
+    def _check_file(self, name: str, whole: bool) -> None:
+        path, entry = self.path / name, self.card["files"][name]
+        if not path.is_file():
+            raise StoreError(path, "is missing")
+        if (size := path.stat().st_size) != entry["bytes"]:
+            raise StoreError(path, f"has {size} bytes instead of {entry['bytes']} (cut short or changed)")
+        found = sha256_file(path) if whole else sha256_sample(path)
+        if found != entry["sha256" if whole else "sample"]:
+            raise StoreError(path, "was changed after it was written (its hash does not fit the card)")
+
+    def _read_clips(self) -> dict[str, np.ndarray]:
+        path = self.path / CLIPS
+        try:
+            with np.load(path, allow_pickle=False) as table:
+                columns = {key: table[key] for key in table.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise StoreError(path, f"cannot be read ({error})") from error
+        for key in ("name", "start", "length", "label"):
+            kind = "U" if key == "name" else "i"
+            if key not in columns or columns[key].dtype.kind != kind:
+                raise StoreError(path, f"column {key} is missing or of the wrong kind")
+        if bad := [key for key, values in columns.items() if values.shape != columns["name"].shape or values.ndim != 1]:
+            raise StoreError(path, f"columns of different lengths: {', '.join(bad)}")
+        return columns
+
+    def _check_arrays(self) -> tuple[int, int, int, int]:
+        shapes = {}
+        for name, kind in ((FRAMES, "f"), (MASK, "b")):
+            if name not in self.card["files"]:
+                continue
+            path = self.path / name
+            self._check_file(name, whole=self.card["files"][name]["bytes"] <= WHOLE_CHECK_BYTES)
+            try:
+                shape, dtype, _ = read_header(path)
+            except (OSError, ValueError) as error:
+                raise StoreError(path, str(error)) from error
+            if dtype.kind != kind:
+                raise StoreError(path, f"has dtype {dtype}")
+            shapes[name] = shape
+        frames = shapes[FRAMES]
+        want = (self.card["persons"], len(self.card["layout"]["joints"]), len(self.card["channels"]))
+        if len(frames) != 4 or tuple(frames[1:]) != want:
+            raise StoreError(self.path / FRAMES, f"has shape {frames}, the card promises (F, {want})")
+        if MASK in shapes and shapes[MASK] != frames[:3]:
+            raise StoreError(self.path / MASK, f"has shape {shapes[MASK]} beside frames {frames}")
+        return frames
+
+    def _check_ranges(self) -> None:
+        path, total = self.path / CLIPS, self._shape[0]
+        if len(self) == 0:
+            raise StoreError(path, "holds no clip")
+        bad = (self.length < 1) | (self.start < 0) | (self.start > total - self.length)
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            where = f"frames {self.start[row]} to {self.start[row] + self.length[row]}"
+            raise StoreError(path, f"clip {self.names[row]!r} asks for {where} of {total}")
+        classes = len(self.card["class_names"])
+        if ((self.label < -1) | (self.label >= classes)).any():
+            raise StoreError(path, f"a label lies outside 0..{classes - 1}")
+        if len(np.unique(self.names)) != len(self):
+            raise StoreError(path, "clip names are not unique")
+
+    def _check_finite(self) -> None:
+        frames, step = self.frames, 1 << 16
+        for first in range(0, len(frames), step):
+            finite = np.isfinite(frames[first : first + step]).all(axis=(1, 2, 3))
+            if not finite.all():
+                frame = first + int(np.flatnonzero(~finite)[0])
+                raise StoreError(self.path / FRAMES, f"frame {frame} has a coordinate that is not a finite number")
