@@ -1,0 +1,215 @@
+"""Linear classifiers on fixed features, many at once.
+
+Softmax regression has a closed-form gradient, so a step is two matrix products and a few element-wise passes; no
+graph is recorded. Heads that differ only in their learning rate share every batch and are stacked into one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from skelact.errors import SkelactError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a linear probe is trained: SGD with momentum on cross-entropy.
+
+    Args:
+        lr: learning rate, or several of which the validation part chooses one.
+        batch_size: clips per step, cut to what there is.
+        epochs: passes over the training clips.
+        schedule: `cosine` (to zero, per step) or `step` (x0.1 at `milestones`, per epoch).
+        milestones: epochs, 0-based, at whose start the rate is divided by ten.
+        normalize: standardise features by the mean and standard deviation of the training clips. For features that do
+            not change this is what a BatchNorm without affine parameters does, without the noise of its batches.
+        init: `default` (uniform +-1/sqrt(D), as nn.Linear) or the standard deviation of normal weights with zero bias.
+        momentum: of SGD, not Nesterov.
+        weight_decay: coupled L2 on weights and bias.
+        min_steps: raise the epochs of small sets to at least so many steps.
+    """
+
+    lr: float | tuple[float, ...]
+    batch_size: int
+    epochs: int
+    schedule: str = "cosine"
+    milestones: tuple[int, ...] = ()
+    normalize: bool = False
+    init: float | str = "default"
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    min_steps: int = 0
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rates to choose from."""
+        return tuple(self.lr) if isinstance(self.lr, Sequence) else (float(self.lr),)
+
+    def steps(self, clips: int) -> tuple[int, int]:
+        """(epochs, batches per epoch) for so many training clips."""
+        batches = max(1, -(-clips // self.batch_size))
+        return max(self.epochs, -(-self.min_steps // batches)), batches
+
+    def factor(self, step: int, epochs: int, batches: int) -> float:
+        """Learning rate of a step relative to the first."""
+        if self.schedule == "cosine":
+            return 0.5 * (1.0 + float(torch.tensor(torch.pi * step / (epochs * batches)).cos()))
+        return 0.1 ** sum(step // batches >= m for m in self.milestones)
+
+
+# Head, optimiser and schedule of the published probes (read in the released code). Their clips, crops and
+# augmentations are not part of a recipe here: features are cached, so every recipe sees the whole clip once, and
+# nothing is selected on the test split.
+RECIPES: dict[str, Recipe] = {
+    "skelact_linear_v1": Recipe((1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), 256, 100, normalize=True, min_steps=500),
+    "umurl": Recipe(0.03, 512, 150, "step", (120, 140), init=0.01),
+    "crosclr": Recipe(3.0, 128, 100, "step", (80,)),
+    "aimclr": Recipe(3.0, 128, 100, "step", (80,)),
+    "actclr": Recipe(3.0, 1024, 100, "step", (80,)),
+    "pstl": Recipe(0.01, 128, 150, "step"),
+    "cmd": Recipe(0.1, 64, 80, "step", (50, 70)),
+    "pcm3": Recipe(0.1, 1024, 100, "step", (20, 50, 80)),
+    "mamp": Recipe(0.1, 256, 100, normalize=True),
+}
+
+
+def get_recipe(name: str | Recipe, **changes: object) -> Recipe:
+    """A named recipe, with some of its numbers changed.
+
+    Raises:
+        SkelactError: no such recipe; the message lists them.
+    """
+    if isinstance(name, str):
+        if name not in RECIPES:
+            raise SkelactError(f"protocols.linear.recipe={name} is not known; choose from {', '.join(sorted(RECIPES))}")
+        name = RECIPES[name]
+    return replace(name, **changes) if changes else name  # type: ignore[arg-type]
+
+
+@dataclass
+class Heads:
+    """H trained heads: `weight (H, C, D)`, `bias (H, C)`, on features standardised by `mean (D,)` and `scale (D,)`."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor | None
+    scale: Tensor | None
+    steps: int
+
+    def logits(self, features: Tensor, heads: slice | Tensor | None = None, chunk: int = 8192) -> Tensor:
+        """`(H, N, C)` class scores of features `(N, D)`."""
+        pick = slice(None) if heads is None else heads
+        weight, bias = self.weight[pick], self.bias[pick]
+        count, classes, width = weight.shape
+        flat = weight.reshape(-1, width).T
+        parts = []
+        for part in features.split(chunk):
+            x = part if self.mean is None or self.scale is None else (part - self.mean) * self.scale
+            parts.append(torch.addmm(bias.reshape(-1), x, flat).view(-1, count, classes).transpose(0, 1))
+        return torch.cat(parts, 1)
+
+
+def standardise(features: Tensor, eps: float = 1e-5) -> tuple[Tensor, Tensor]:
+    """Mean `(D,)` and 1 / standard deviation `(D,)` (biased variance plus `eps`, as BatchNorm)."""
+    variance, mean = torch.var_mean(features, 0, correction=0)
+    return mean, (variance + eps).rsqrt()
+
+
+def epoch_order(clips: int, epoch: int) -> Tensor:
+    """`(clips,)` permutation that cuts an epoch's batches; shared by all seeds, so that rows are moved once."""
+    return torch.randperm(clips, generator=torch.Generator().manual_seed(1_000_003 * (epoch + 1)))
+
+
+def batch_order(batches: int, epoch: int, seed: int) -> list[int]:
+    """The order in which a seed visits the batches of an epoch."""
+    return torch.randperm(batches, generator=torch.Generator().manual_seed(7919 * (seed + 1) + epoch)).tolist()
+
+
+def initial(recipe: Recipe, classes: int, width: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Weights `(C, D)` and bias `(C,)` before the first step."""
+    generator = torch.Generator().manual_seed(seed)
+    if recipe.init == "default":
+        bound = width**-0.5
+        weight = torch.empty(classes, width).uniform_(-bound, bound, generator=generator)
+        return weight, torch.empty(classes).uniform_(-bound, bound, generator=generator)
+    return torch.randn(classes, width, generator=generator) * float(recipe.init), torch.zeros(classes)
+
+
+@torch.no_grad()
+def fit(
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    rates: Sequence[float],
+    statistics: tuple[Tensor, Tensor] | None = None,
+) -> Heads:
+    """Train len(seeds) x len(rates) heads; head `i * len(rates) + j` has seed i and rate j.
+
+    A seed has its own initial weights and its own order of batches. What a batch holds is redrawn every epoch and
+    shared by the seeds, so the features are permuted in memory once per epoch, whatever the number of heads.
+
+    Args:
+        features: `(N, D)` float32.
+        labels: `(N,)` int64 in [0, classes).
+        classes: number of classes.
+        recipe: optimiser and schedule; its own `lr` is not used.
+        seeds: of the heads.
+        rates: learning rates.
+        statistics: mean and scale to standardise by, if not those of `features`.
+    """
+    clips, width = features.shape
+    device, group = features.device, len(rates)
+    mean, scale = (statistics or standardise(features)) if recipe.normalize else (None, None)
+    source = features if mean is None or scale is None else (features - mean).mul_(scale)
+    truth = torch.zeros(clips, classes, device=device).scatter_(1, labels[:, None], 1.0)
+    epochs, batches = recipe.steps(clips)
+    shuffled, shuffled_truth = torch.empty_like(source), torch.empty_like(truth)
+    weights, biases = zip(*(initial(recipe, classes, width, seed) for seed in seeds), strict=True)
+    weight = [w.repeat(group, 1).to(device) for w in weights]
+    bias = [b.repeat(group).to(device) for b in biases]
+    speed, bias_speed = [torch.zeros_like(w) for w in weight], [torch.zeros_like(b) for b in bias]
+    rate = torch.tensor(rates, dtype=torch.float32, device=device).repeat_interleave(classes)
+    for epoch in range(epochs):
+        order = epoch_order(clips, epoch).to(device) if batches > 1 else torch.arange(clips, device=device)
+        torch.index_select(source, 0, order, out=shuffled)
+        torch.index_select(truth, 0, order, out=shuffled_truth)
+        parts = list(zip(shuffled.split(recipe.batch_size), shuffled_truth.split(recipe.batch_size), strict=True))
+        visits = [batch_order(batches, epoch, seed) for seed in seeds]
+        for step in range(batches):
+            now = -recipe.factor(epoch * batches + step, epochs, batches) * rate
+            for i in range(len(seeds)):
+                x, t = parts[visits[i][step]]
+                logits = torch.addmm(bias[i], x, weight[i].T).view(len(x), group, classes)
+                error = torch.softmax(logits, 2).sub_(t[:, None]).view(len(x), -1)
+                torch.addmm(speed[i], error.T, x, beta=recipe.momentum, alpha=1.0 / len(x), out=speed[i])
+                bias_speed[i].mul_(recipe.momentum).add_(error.mean(0))
+                if recipe.weight_decay:
+                    speed[i].add_(weight[i], alpha=recipe.weight_decay)
+                    bias_speed[i].add_(bias[i], alpha=recipe.weight_decay)
+                weight[i].addcmul_(speed[i], now[:, None])
+                bias[i].addcmul_(bias_speed[i], now)
+    stacked = torch.stack(weight).view(-1, classes, width)
+    return Heads(stacked, torch.stack(bias).view(-1, classes), mean, scale, epochs * batches)
+
+
+def stable_rate(features: Tensor, statistics: tuple[Tensor, Tensor] | None) -> float:
+    """A learning rate that needs no labels and no validation: the inverse of the loss's largest curvature.
+
+    The Hessian of softmax cross-entropy is at most half the largest eigenvalue of E[x x^T] (with a constant for the
+    bias), found here by power iteration. The rule is the same for every encoder and every feature width.
+    """
+    x = features if statistics is None else (features - statistics[0]) * statistics[1]
+    direction = torch.ones(x.shape[1] + 1, device=x.device) / (x.shape[1] + 1) ** 0.5
+    top = torch.tensor(1.0)
+    for _ in range(30):
+        along = x @ direction[:-1] + direction[-1]
+        image = torch.cat([x.T @ along, along.sum()[None]]) / len(x)
+        top = image.norm()
+        direction = image / top.clamp_min(1e-12)
+    return 2.0 / max(float(top), 1e-6)
