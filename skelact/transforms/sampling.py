@@ -129,9 +129,12 @@ class CropResize(Sampler):
         if draws is None:
             raise SkelactError("CropResize is random and needs draws; use CenterCrop for evaluation")
         low, high = self.ratio
-        crop = (length * draws.uniform("crop.ratio", low=low, high=high).double()).long()
-        crop = torch.minimum(crop.clamp_min(self.min_crop), length)
+        crop = self.crop_length(length, draws.uniform("crop.ratio", low=low, high=high))
         return draws.integers("crop.start", length - crop + 1), crop
+
+    def crop_length(self, length: Tensor, share: Tensor) -> Tensor:
+        """Frames `(N,)` int64 in crops of clips of `length` `(N,)` frames whose drawn shares are `share` `(N,)`."""
+        return torch.minimum((length * share.double()).long().clamp_min(self.min_crop), length)
 
 
 class CenterCrop(Sampler):
