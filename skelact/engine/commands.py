@@ -55,12 +55,12 @@ def info(cfg: DictConfig) -> int:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    if cfg.checkpoint:
-        lines = _about_checkpoint(str(cfg.checkpoint))
-    elif cfg.get("data"):
-        lines = _about_store(cfg)
-    else:
-        lines = _about_installation(cfg)
+    if cfg.get("data") and not cfg.checkpoint:
+        Console(highlight=False).print(_describe_store(cfg))
+        if cfg.verify:
+            console.print("every byte fits the card")
+        return 0
+    lines = _about_checkpoint(str(cfg.checkpoint)) if cfg.checkpoint else _about_installation(cfg)
     for key, value in lines:
         console.print(f"{key:14s} {value}", markup=False)
     return 0
@@ -93,26 +93,18 @@ def _about_installation(cfg: DictConfig) -> list[tuple[str, Any]]:
     return lines
 
 
-def _about_store(cfg: DictConfig) -> list[tuple[str, Any]]:
+def _describe_store(cfg: DictConfig) -> Any:
+    """The store of a data choice, as tables."""
+    from skelact.data.info import describe
     from skelact.engine.settings import complete_from_card
 
     OmegaConf.set_struct(cfg, False)
     complete_from_card(cfg)
     datamodule = build_data({k: _plain(v) for k, v in cfg.data.items() if k != "reader"})
-    card = datamodule.card
+    datamodule.setup()
     if cfg.verify:
         datamodule.store.verify()
-    sizes = {part: datamodule.size(part) for part in ("train", "val", "test")}
-    lines: list[tuple[str, Any]] = [
-        ("store", datamodule.store.path),
-        ("clips", f"{len(datamodule.store)}, frames {datamodule.store.shape[0]}, shape (M, V, C) {datamodule.store.shape[1:]}"),
-        ("layout", f"{datamodule.layout.name}, {datamodule.layout.num_joints} joints"),
-        ("classes", f"{datamodule.num_classes}: {', '.join(datamodule.class_names)}"),
-        (f"split {datamodule.split}", ", ".join(f"{part} {count}" for part, count in sizes.items())),
-        ("splits", ", ".join(card["splits"])),
-    ]
-    lines += [(key, card[key]) for key in ("unit", "fps", "source", "licence", "citation") if card.get(key)]
-    return [*lines, ("fingerprint", datamodule.fingerprint), ("checked", "every byte" if cfg.verify else "sizes and samples")]
+    return describe(datamodule.store)
 
 
 def _about_checkpoint(path: str) -> list[tuple[str, Any]]:
