@@ -68,23 +68,35 @@ def _hydra(command: str, arguments: list[str]) -> int:
 
     register()
     task = _task(command)
-    config_name = "config" if command == "run" else command
-    code: list[int] = []
-
-    def job(cfg: Any) -> Any:
-        result = task(cfg)
-        if command != "run" and isinstance(result, int):
-            code.append(result)
-        return result
-
-    job.__module__ = __name__
     resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "")
     if command == "run" and resume not in ("", "null") and not any(a.startswith("run_dir=") for a in arguments):
         arguments = [*arguments, f"run_dir={resume}", "hydra.output_subdir=null"]
-    target = task if command == "run" else job  # joblib pickles the task of a sweep: it must be a plain function
+    job = _Job(task)
+    # joblib sends the task of a sweep to other processes: there it must be the plain function.
+    sweeping = any(a in ("-m", "--multirun") or a.startswith(("sweep=", "hydra.mode=")) for a in arguments)
     with _as_command_line(["skelact", *arguments]):
-        hydra.main(version_base="1.3", config_path="pkg://skelact.conf", config_name=config_name)(target)()
-    return max(code, default=0)
+        name = "config" if command == "run" else command
+        hydra.main(version_base="1.3", config_path="pkg://skelact.conf", config_name=name)(task if sweeping else job)()
+    if job.error is not None:
+        raise job.error
+    return job.result if command != "run" and isinstance(job.result, int) else 0
+
+
+class _Job:
+    """Keeps what a task returned or raised: Hydra would print the whole command line above the error."""
+
+    def __init__(self, task: Callable[[Any], Any]) -> None:
+        self.task = task
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.__module__ = task.__module__  # Hydra asks where the task comes from
+
+    def __call__(self, cfg: Any) -> Any:
+        try:
+            self.result = self.task(cfg)
+        except Exception as error:
+            self.error = error
+        return self.result
 
 
 def _task(command: str) -> Callable[[Any], Any]:

@@ -57,7 +57,7 @@ class Progress(pl.Callback):
         if self._bar is not None:
             if step % self.refresh == 0:
                 self._bar.update(self._task, completed=step, numbers=self._numbers(trainer))
-        elif step and step % max(1, (self.total or 1000) // 10) == 0:
+        elif step and step % max(1, math.ceil((self.total or 1000) / 10)) == 0:
             self.console.print(f"step {step}/{self.total or '?'}  {self._numbers(trainer)}", highlight=False)
 
     def _stop(self) -> None:

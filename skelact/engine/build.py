@@ -131,6 +131,11 @@ def build(node: Mapping[str, Any], where: str = "config", **arguments: Any) -> A
         raise
 
 
+def build_data(node: Mapping[str, Any]) -> Any:
+    """The datamodule of a data node; its `reader` is for `skelact prepare` only."""
+    return build({key: value for key, value in node.items() if key != "reader"}, "data")
+
+
 def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__

@@ -41,6 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
             os.replace(name, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):

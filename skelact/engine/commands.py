@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from skelact.engine.build import build, locate
+from skelact.engine.build import build, build_data
 from skelact.engine.pictures import plot
 from skelact.engine.predict import predict
 from skelact.errors import SkelactError
@@ -23,48 +23,28 @@ def _plain(node: Any) -> Any:
     return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
 
 
-def _reader(name: str, dotted: str | None, options: dict[str, Any]) -> Any:
-    """The reader of a dataset: the class named like it, or one of the user's own."""
-    from skelact.data.embedded import EMBEDDED
-    from skelact.data.readers.base import Reader
-
-    if dotted:
-        kind = locate(dotted, "reader")
-    elif name in EMBEDDED:
-        kind = EMBEDDED[name]
-    else:
-        try:
-            module = importlib.import_module(f"skelact.data.readers.{name}")
-        except ModuleNotFoundError as error:
-            raise SkelactError(f"prepare: there is no reader for data={name}; give your own with reader=package.Class") from error
-        classes = [c for c in vars(module).values() if inspect.isclass(c) and issubclass(c, Reader) and c is not Reader]
-        own = [c for c in classes if c.__module__ == module.__name__]
-        kind = next((c for c in own if c.name == name), own[-1])
-    accepted = inspect.signature(kind).parameters
-    if unfit := [key for key, value in options.items() if value is not None and key not in accepted]:
-        raise SkelactError(f"prepare: the reader of {name} takes no {', '.join(unfit)}")
-    return kind(**{key: value for key, value in options.items() if value is not None})
-
-
 def prepare(cfg: DictConfig) -> int:
     """Read original files into a store."""
-    from hydra.core.hydra_config import HydraConfig
-
     from skelact.data.prepare import prepare_dataset
 
-    choice = str(HydraConfig.get().runtime.choices.get("data"))
-    name = str(cfg.data.get("name") or choice)
-    reader = _reader(choice, cfg.reader, {"layout": cfg.layout, **(_plain(cfg.options) or {})})
+    OmegaConf.set_struct(cfg, False)
+    if cfg.layout is not None:
+        cfg.data.layout = cfg.layout
+    node = cfg.data.get("reader")
+    name = str(cfg.data.name)
+    if node is None:
+        raise SkelactError(f"prepare: there is no reader for data={name} yet; give your own with data.reader._target_=package.Class")
+    if OmegaConf.is_missing(cfg.data, "layout"):
+        raise SkelactError("prepare: say which joints the clips have: layout=NAME or layout=FILE.yaml")
+    reader = build({**_plain(node), **(_plain(cfg.options) or {})}, "data.reader")
     report = prepare_dataset(
         reader,
         cfg.source,
         Path(str(cfg.target)).expanduser(),
-        strict=False,
         workers=int(cfg.workers),
         dtype=str(cfg.dtype),
     )
     print(report)
-    print(f"ready: skelact data={choice}" + ("" if name == choice else f" (as {name})"))
     if cfg.strict and report.skipped:
         raise SkelactError(f"strict: {len(report.skipped)} of {len(report.skipped) + report.clips} clips are damaged")
     return 0
@@ -75,12 +55,12 @@ def info(cfg: DictConfig) -> int:
     from rich.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
-    if cfg.checkpoint:
-        lines = _about_checkpoint(str(cfg.checkpoint))
-    elif cfg.get("data"):
-        lines = _about_store(cfg)
-    else:
-        lines = _about_installation(cfg)
+    if cfg.get("data") and not cfg.checkpoint:
+        Console(highlight=False).print(_describe_store(cfg))
+        if cfg.verify:
+            console.print("every byte fits the card")
+        return 0
+    lines = _about_checkpoint(str(cfg.checkpoint)) if cfg.checkpoint else _about_installation(cfg)
     for key, value in lines:
         console.print(f"{key:14s} {value}", markup=False)
     return 0
@@ -113,23 +93,18 @@ def _about_installation(cfg: DictConfig) -> list[tuple[str, Any]]:
     return lines
 
 
-def _about_store(cfg: DictConfig) -> list[tuple[str, Any]]:
-    node = _plain(cfg.data)
-    datamodule = build(node, "data")
-    card = datamodule.card
+def _describe_store(cfg: DictConfig) -> Any:
+    """The store of a data choice, as tables."""
+    from skelact.data.info import describe
+    from skelact.engine.settings import complete_from_card
+
+    OmegaConf.set_struct(cfg, False)
+    complete_from_card(cfg)
+    datamodule = build_data({k: _plain(v) for k, v in cfg.data.items() if k != "reader"})
+    datamodule.setup()
     if cfg.verify:
         datamodule.store.verify()
-    sizes = {part: datamodule.size(part) for part in ("train", "val", "test")}
-    lines: list[tuple[str, Any]] = [
-        ("store", datamodule.store.path),
-        ("clips", f"{len(datamodule.store)}, frames {datamodule.store.shape[0]}, shape (M, V, C) {datamodule.store.shape[1:]}"),
-        ("layout", f"{datamodule.layout.name}, {datamodule.layout.num_joints} joints"),
-        ("classes", f"{datamodule.num_classes}: {', '.join(datamodule.class_names)}"),
-        (f"split {datamodule.split}", ", ".join(f"{part} {count}" for part, count in sizes.items())),
-        ("splits", ", ".join(card["splits"])),
-    ]
-    lines += [(key, card[key]) for key in ("unit", "fps", "source", "licence", "citation") if card.get(key)]
-    return [*lines, ("fingerprint", datamodule.fingerprint), ("checked", "every byte" if cfg.verify else "sizes and samples")]
+    return describe(datamodule.store)
 
 
 def _about_checkpoint(path: str) -> list[tuple[str, Any]]:

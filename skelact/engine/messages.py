@@ -52,7 +52,7 @@ def _hydra_line(error: BaseException) -> str:
     text = str(error)
     if found := re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text):
         wanted, group, listed = found.groups()
-        options = [option.strip() for option in listed.split()]
+        options = [option for option in listed.split() if not option.startswith("_")]
         name = wanted.rpartition("/")[2]
         return f"{group}={name}: there is no such choice{_nearest(name, options)}; {group} can be {', '.join(options)}"
     if found := re.search(r"Could not override '([^']+)'", text):

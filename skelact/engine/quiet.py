@@ -14,6 +14,8 @@ _IGNORED = (
     r".*module\(s\) in eval mode at the start of training.*",
     # The run directory is ours and may exist: `run_dir=` was given, or the run continues.
     r".*Checkpoint directory .* exists and is not empty.*",
+    # Pretraining has no validation step; the validation part serves the monitors and the probes.
+    r".*You passed in a `val_dataloader` but have no `validation_step`.*",
     # WandbLogger passes an argument that wandb no longer reads.
     r".*anonymous.*",
     # Lightning's own use of a torch function that torch has renamed.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from skelact.engine.build import build, locate
+from skelact.engine.build import build, build_data, locate
 from skelact.engine.settings import ConfigError, freeze, write_yaml
 from skelact.errors import SkelactError
 
@@ -111,11 +111,13 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
     run_dir.mkdir(parents=True, exist_ok=True)
     first = os.environ.get("RANK", "0") == "0"
     seed_everything(seed, verbose=False)
-    datamodule = build(config["data"], "data")
+    datamodule = build_data(config["data"])
+    datamodule.setup()  # a missing store, a foreign layout: say so before anything is built
     if config.get("checkpoint"):
         method = restore(read(config["checkpoint"]), str(config["checkpoint"]))
     else:
         method = build(config["method"], "method")
+    fresh = not config.get("checkpoint")
     loggers = _loggers(config, run_dir)
     records: list[Record] = []
     device = pick_device(config["trainer"])
@@ -129,6 +131,9 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
                 "scores": run_dir / SCORES,
                 "run_dir": run_dir,
                 "loggers": loggers,
+                "device": device,
+                "untrained": lambda seed: untrained(config, seed),
+                "encoder": "untrained" if fresh else "pretrained",
             }
             if getattr(protocol, "trains", False):
                 trainer = make_trainer(config, datamodule, method, loggers, run_dir)
@@ -138,6 +143,7 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
             records += protocol.run(method, datamodule, seed=seed, **_accepted(protocol.run, extra))
             if "trainer" in extra and not _alone_again():
                 return []
+            fresh = fresh and "trainer" not in extra
             write_records(run_dir / RESULTS, records)
         _log_results(loggers, records, run_dir)
     finally:
@@ -150,6 +156,15 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return records
+
+
+def untrained(config: Mapping[str, Any], seed: int) -> Any:
+    """The configured method with fresh weights, the same for a seed whatever was drawn before."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build(config["method"], "method").eval()
 
 
 def _accepted(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,7 +307,7 @@ def load_run(path: str | Path) -> tuple[Any, Any, dict[str, Any]]:
 
     content = read(path)
     config = content[KEY]["config"]
-    datamodule = build(config["data"], "data")
+    datamodule = build_data(config["data"])
     return restore(content, str(path)), datamodule, config
 
 

@@ -128,7 +128,8 @@ def complete_from_card(cfg: DictConfig) -> None:
     Configs of known datasets say these numbers, so that they compose without the data; a user's own store need not.
     """
     data = cfg.data
-    wanted = [key for key in ("layout", "persons", "channels", "num_classes") if key in data and data[key] is None]
+    keys = ("layout", "persons", "channels", "num_classes")
+    wanted = [key for key in keys if key in data and data.get(key) is None]  # null or ???
     store = data.get("store")
     if not wanted or store is None or not (Path(str(store)).expanduser() / "card.json").is_file():
         return

@@ -1,0 +1,274 @@
+"""Features of whole parts of a dataset: extracted once, exactly, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from skelact.data.datamodules import SkeletonDataModule
+    from skelact.methods.base import Method
+
+Subset = tuple[str, ...]
+_PRECISIONS = {"bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """One feature per clip of a part, in store order.
+
+    Args:
+        features: `(N, D)` float32.
+        labels: `(N,)` int64.
+        names: N clip names.
+        groups: `(N,)` what clips have in common (the recording behind simulated views), for clustered intervals.
+    """
+
+    features: Tensor
+    labels: Tensor
+    names: list[str]
+    groups: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def select(self, rows: np.ndarray) -> FeatureTable:
+        """Some rows, by position."""
+        at = torch.as_tensor(rows, device=self.features.device)
+        names = [self.names[i] for i in rows.tolist()]
+        return FeatureTable(self.features[at], self.labels[at], names, self.groups[rows])
+
+    @staticmethod
+    def join(first: FeatureTable, second: FeatureTable) -> FeatureTable:
+        """The rows of one table, then those of another."""
+        return FeatureTable(
+            torch.cat([first.features, second.features]),
+            torch.cat([first.labels, second.labels]),
+            first.names + second.names,
+            np.concatenate([first.groups, second.groups]),
+        )
+
+
+def subsets(streams: Sequence[str]) -> list[Subset]:
+    """All 2^S - 1 non-empty subsets, small ones first, streams in the order given."""
+    return [s for size in range(1, len(streams) + 1) for s in itertools.combinations(streams, size)]
+
+
+def subset_name(subset: Subset) -> str:
+    """`bone+joint`: names sorted and joined."""
+    return "+".join(sorted(subset))
+
+
+def extract(
+    method: Method,
+    datamodule: SkeletonDataModule,
+    part: str,
+    streams: Sequence[str] | None = None,
+    device: torch.device | str | None = None,
+    precision: str | None = None,
+    cache: str | Path | None = None,
+) -> FeatureTable:
+    """Features of every clip of a part, once each, in evaluation mode and without augmentation.
+
+    Args:
+        method: whose :meth:`encode` is asked; its mode is restored afterwards.
+        datamodule: where the clips come from.
+        part: `train`, `val`, `test` or `train+val`.
+        streams: which streams the encoder sees; None means all of the method's.
+        device: where to compute; None means where the method is.
+        precision: `bf16` or `16-mixed` for autocast; None computes in the precision of the weights.
+        cache: folder in which features are kept, under a name made from weights, data, streams and sampling.
+    """
+    subset = tuple(method.streams if streams is None else streams)
+    return extract_subsets(method, datamodule, part, [subset], device, precision, cache)[subset]
+
+
+def extract_subsets(
+    method: Method,
+    datamodule: SkeletonDataModule,
+    part: str,
+    wanted: Sequence[Subset],
+    device: torch.device | str | None = None,
+    precision: str | None = None,
+    cache: str | Path | None = None,
+) -> dict[Subset, FeatureTable]:
+    """As :func:`extract` for several subsets of streams, reading and sampling every clip once for all of them."""
+    device = torch.device(device) if device is not None else next(method.parameters()).device
+    table = _Columns(datamodule, part)
+    folder = None if cache is None else Path(cache)
+    files: dict[Subset, Path] = {}
+    if folder is not None:
+        key = _key(method, datamodule, part, precision, table)
+        files = {s: folder / f"{part}-{subset_name(s)}-{_digest(key, '+'.join(s))[:16]}.npy" for s in wanted}
+    found = {s: torch.from_numpy(np.load(f, allow_pickle=False)) for s, f in files.items() if f.exists()}
+    missing = [s for s in wanted if s not in found]
+    if missing:
+        amp = nullcontext()
+        if precision not in (None, "32", "32-true"):
+            if precision not in _PRECISIONS:
+                raise ValueError(f"precision={precision} is not known; choose from {', '.join(_PRECISIONS)}")
+            amp = torch.autocast(device.type, _PRECISIONS[precision])
+
+        def encode(views: Tensor, mask: Tensor | None, subset: Subset) -> Tensor:
+            with amp:
+                return method.encode(views, subset, mask)
+
+        was_training = method.training
+        method.eval().to(device)
+        try:
+            fresh = _collect(encode, method, datamodule, part, missing, device)
+        finally:
+            method.train(was_training)
+        for subset, features in fresh.items():
+            if subset in files:
+                _save(files[subset], features)
+        found.update(fresh)
+    return {s: table.with_features(found[s].to(device)) for s in wanted}
+
+
+def raw_pose_subsets(
+    method: Method,
+    datamodule: SkeletonDataModule,
+    part: str,
+    wanted: Sequence[Subset],
+    device: torch.device | str | None = None,
+) -> dict[Subset, FeatureTable]:
+    """The baseline without any network: the method's evaluation views themselves, flattened stream after stream."""
+    device = torch.device(device) if device is not None else next(method.parameters()).device
+    single = sorted({(stream,) for subset in wanted for stream in subset})
+    table = _Columns(datamodule, part)
+
+    def encode(views: Tensor, mask: Tensor | None, subset: Subset) -> Tensor:
+        return method.derive(views, subset, mask)[subset[0]].flatten(1)
+
+    found = _collect(encode, method, datamodule, part, single, device)
+    return {s: table.with_features(torch.cat([found[(x,)] for x in s], 1).to(device)) for s in wanted}
+
+
+@torch.inference_mode()
+def _collect(
+    encode: Callable[[Tensor, Tensor | None, Subset], Tensor],
+    method: Method,
+    datamodule: SkeletonDataModule,
+    part: str,
+    wanted: Sequence[Subset],
+    device: torch.device,
+) -> dict[Subset, Tensor]:
+    rows: dict[Subset, list[Tensor]] = {s: [] for s in wanted}
+    for batch in datamodule.batches(part, device=device):
+        views, mask = method.sample(batch)
+        for subset in wanted:
+            rows[subset].append(encode(views, mask, subset).float())
+    with torch.inference_mode(False):
+        return {s: torch.cat([r.clone() for r in parts]) for s, parts in rows.items()}
+
+
+class _Columns:
+    """Labels, names and groups of a part."""
+
+    def __init__(self, datamodule: SkeletonDataModule, part: str) -> None:
+        self.labels = torch.from_numpy(np.asarray(datamodule.labels(part), dtype=np.int64).copy())
+        self.names, self.groups = list(datamodule.clip_names(part)), np.asarray(datamodule.groups(part))
+
+    def with_features(self, features: Tensor) -> FeatureTable:
+        if len(features) != len(self.names):
+            raise RuntimeError(f"{len(features)} features for {len(self.names)} clips: a batch was dropped or repeated")
+        return FeatureTable(features, self.labels.to(features.device), self.names, self.groups)
+
+
+def _key(
+    method: Method, datamodule: SkeletonDataModule, part: str, precision: str | None, table: _Columns
+) -> str:
+    """Everything that features depend on, as one hash."""
+    weights = hashlib.sha256()
+    for name, value in method.backbone.state_dict().items():
+        weights.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    facts = [
+        weights.hexdigest(), repr(method.backbone), repr(method.sampler), method.layout, getattr(method, "use_mask", ""),
+        datamodule.fingerprint, datamodule.layout, getattr(datamodule, "_normalize", None), part, precision,
+        _digest(*table.names),
+    ]  # fmt: skip
+    return _digest(*map(str, facts))
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _save(path: Path, features: Tensor) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.npy")
+    try:
+        np.save(partial, features.cpu().numpy(), allow_pickle=False)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass
+class Subject:
+    """What a protocol judges: an encoder or the raw pose, with its features at hand.
+
+    Args:
+        name: row of the table.
+        encoder: `pretrained`, `untrained` or `raw_pose`.
+        method: the encoder; for raw pose the one whose sampling and streams are used.
+        datamodule: the data.
+        device: where to compute.
+        precision: autocast of the encoder.
+        cache: folder of kept features.
+    """
+
+    name: str
+    encoder: str
+    method: Method
+    datamodule: SkeletonDataModule
+    device: torch.device | str | None = None
+    precision: str | None = None
+    cache: Path | None = None
+    clips: int = 0
+    seconds: float = 0.0
+
+    def tables(self, part: str, wanted: Sequence[Subset] | None = None) -> dict[Subset, FeatureTable]:
+        """Features of a part by subset; by default of one subset, all streams (raw pose: the joint stream alone).
+
+        Bones and motions are linear maps of the joints, so a linear classifier gains nothing from them and the
+        nearest-neighbour baseline is, as everywhere, the one on joints.
+        """
+        wanted = [self.full] if wanted is None else wanted
+        start = time.perf_counter()
+        if self.encoder == "raw_pose":
+            found = raw_pose_subsets(self.method, self.datamodule, part, wanted, self.device)
+        else:
+            found = extract_subsets(
+                self.method, self.datamodule, part, wanted, self.device, self.precision, self.cache
+            )
+        self.seconds += time.perf_counter() - start
+        self.clips += len(next(iter(found.values())))
+        return found
+
+    @property
+    def full(self) -> Subset:
+        """All streams of an encoder; the joints of the raw pose."""
+        streams = tuple(self.method.streams)
+        return ("joint",) if self.encoder == "raw_pose" and "joint" in streams else streams
+
+    def official_training(self, wanted: Sequence[Subset] | None = None) -> dict[Subset, FeatureTable]:
+        """Train and validation together: the training side of the published split."""
+        train = self.tables("train", wanted)
+        if not self.datamodule.size("val"):
+            return train
+        val = self.tables("val", wanted)
+        return {s: FeatureTable.join(train[s], val[s]) for s in train}

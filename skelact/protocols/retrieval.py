@@ -1,0 +1,106 @@
+"""Retrieval: does the nearest training clip show the same action?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skelact.protocols.base import Answer, Labels, Protocol, label_name, label_rows, summarise
+from skelact.protocols.features import FeatureTable, Subject
+from skelact.protocols.neighbours import Neighbours, search
+from skelact.results import bootstrap_interval
+
+
+def vote(labels: Tensor, classes: int) -> Tensor:
+    """Class with the most votes among neighbours' labels `(Q, k)`; the lowest class wins a tie. Returns `(Q,)`."""
+    count = torch.zeros(len(labels), classes, device=labels.device)
+    count.scatter_add_(1, labels, torch.ones_like(labels, dtype=count.dtype))
+    return count.argmax(1)
+
+
+def class_scores(found: Neighbours, labels: Tensor, classes: int) -> Tensor:
+    """`(Q, C)` cosine of the nearest neighbour of each class, -1 for classes not among the neighbours."""
+    scores = torch.full((len(found.index), classes), -1.0, device=found.similarity.device)
+    return scores.scatter_reduce_(1, labels[found.index], found.similarity, "amax")
+
+
+def knn_correct(
+    queries: FeatureTable, gallery: FeatureTable, classes: int, k: Sequence[int]
+) -> tuple[dict[int, np.ndarray], Tensor]:
+    """Whether each query is recognised by its k nearest neighbours.
+
+    Returns:
+        k -> `(Q,)` bool, and class scores `(Q, C)`.
+    """
+    found = search(queries.features, gallery.features, max(k))
+    neighbours = gallery.labels[found.index]
+    right = {n: (vote(neighbours[:, :n], classes) == queries.labels).cpu().numpy() for n in k}
+    return right, class_scores(found, gallery.labels, classes)
+
+
+class Retrieval(Protocol):
+    """k-nearest-neighbour recognition on encoder features.
+
+    Gallery: the whole training side of the split (validation included, for nothing is chosen). Queries: the test part.
+    Cosine similarity, uniform votes, the lowest class number wins a tie; exact. This is the protocol of the CMD
+    and UmURL code (there k = 1).
+
+    With n labels per class the gallery shrinks to the labelled clips and the metrics are means over label lists; only
+    k <= n is reported, for with more neighbours than clips per class the votes are not the question asked.
+    Intervals: clip bootstrap clustered by recording with all labels, t-interval over label lists otherwise.
+
+    Args:
+        k: numbers of neighbours.
+        labels: label settings, each `all` or a number of labelled clips per class.
+        draws: label lists per few-label setting.
+        baselines: True, False, or some of `untrained` and `raw_pose`.
+        precision: autocast of the encoder.
+        cache: keep extracted features in the run directory.
+    """
+
+    name = "retrieval"
+
+    def __init__(
+        self,
+        k: Sequence[int] = (1, 5, 10, 20),
+        labels: Sequence[Labels] | Labels = ("all", 1),
+        draws: int = 20,
+        baselines: bool | Sequence[str] = True,
+        precision: str | None = None,
+        cache: bool = True,
+    ) -> None:
+        super().__init__(labels, draws, baselines, precision, cache)
+        self.k = sorted(int(n) for n in k)
+        if not self.k or self.k[0] < 1:
+            raise ValueError(f"k={list(k)}: numbers of neighbours start at 1")
+
+    def answer(self, subject: Subject, seed: int) -> Iterator[Answer]:
+        """One row per label setting."""
+        gallery, queries = subject.official_training()[subject.full], subject.tables("test")[subject.full]
+        classes = subject.datamodule.num_classes
+        for labels in self.labels:
+            extra = {"labels": label_name(labels)}
+            if labels == "all":
+                k = [n for n in self.k if n <= len(gallery)]
+                right, scores = knn_correct(queries, gallery, classes, k)
+                yield Answer(
+                    metrics={f"knn{n}": 100.0 * float(right[n].mean()) for n in k},
+                    ci95={f"knn{n}": bootstrap_interval(100.0 * right[n], queries.groups) for n in k},
+                    selection="none",
+                    scores=scores.cpu().numpy(),
+                    extra=extra | {"gallery": len(gallery)},
+                )
+                continue
+            k = [n for n in self.k if n <= int(labels)] or [1]
+            runs, hits, total = [], np.zeros(len(queries)), 0
+            for draw in range(self.draws):
+                few = gallery.select(label_rows(gallery, int(labels), draw))
+                right, scores = knn_correct(queries, few, classes, [n for n in k if n <= len(few)])
+                runs.append({f"knn{n}": 100.0 * float(v.mean()) for n, v in right.items()})
+                hits, total = hits + right[k[0]], total + scores
+            metrics, ci95, more = summarise(runs, 100.0 * hits / self.draws, queries.groups, f"knn{k[0]}")
+            scores = (total / self.draws).cpu().numpy()
+            yield Answer(metrics, ci95, "none", scores=scores, extra=extra | {"gallery": len(few)} | more)
