@@ -301,8 +301,8 @@ def _check(layout: Layout) -> None:
     for key, values in (("parents", layout.parents), ("mirror", layout.mirror)):
         if len(values) != count:
             raise LayoutError(f"{where}: {key} has {len(values)} entries for {count} joints")
-        for joint, value in zip(joints, values, strict=True):
-            within(value, f"{key} of {joint!r}")
+        for name, value in zip(joints, values, strict=True):
+            within(value, f"{key} of {name!r}")
     _check_tree(joints, layout.parents, where)
     for joint, other in enumerate(layout.mirror):
         if layout.mirror[other] != joint:

@@ -22,6 +22,14 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
+def _mix_int(x: int) -> int:
+    """:func:`_mix` of one number, without a tensor."""
+    x &= (1 << 64) - 1
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & ((1 << 64) - 1)
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EB & ((1 << 64) - 1)
+    return _signed(x ^ (x >> 31))
+
+
 _GAMMA = _signed(0x9E3779B97F4A7C15)
 _MIX1 = _signed(0xBF58476D1CE4E5B9)
 _MIX2 = _signed(0x94D049BB133111EB)
@@ -53,11 +61,11 @@ class Draws:
     def __init__(self, seed: int, epoch: int, index: Tensor, view: int = 0, scope: tuple[str, ...] = ()) -> None:
         self.seed, self.epoch, self.index, self.view_id = int(seed), int(epoch), index, int(view)
         self._scope = scope
-        key = _mix(torch.tensor(self.seed, dtype=torch.int64) + _GAMMA)
-        key = _mix(key ^ _mix(torch.tensor(self.epoch * 1_000_003 + self.view_id + 1, dtype=torch.int64) * _GAMMA))
+        key = _mix_int(self.seed + _GAMMA)
+        key = _mix_int(key ^ _mix_int((self.epoch * 1_000_003 + self.view_id + 1) * _GAMMA))
         for name in scope:
-            key = _mix(key ^ _signed(zlib.crc32(name.encode()) * 0x2545F4914F6CDD1D))
-        self._key = _mix(index.to(torch.int64) * _GAMMA + int(key))
+            key = _mix_int(key ^ (zlib.crc32(name.encode()) * 0x2545F4914F6CDD1D))
+        self._key = _mix(index.to(torch.int64) * _GAMMA + key)
 
     def view(self, number: int) -> Draws:
         """Draws of the same clips for another view."""

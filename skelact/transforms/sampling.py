@@ -59,9 +59,11 @@ def resample(clips: RaggedClips, start: Tensor, length: Tensor, frames: int) -> 
     seen = clips.mask.reshape(len(clips.mask), m * v)
     seen_low, seen_high = (functional.embedding(row, seen) for row in rows.unbind(1))
     observed = seen_low | seen_high
-    share = torch.where(seen_low & seen_high, weights[:, 1:], seen_high.to(weights.dtype))[..., None]
-    before, after = (functional.embedding(row, table).float().view(-1, m * v, c) for row in rows.unbind(1))
-    out = torch.lerp(before, after, share).masked_fill_(~observed[..., None], 0)
+    # where one neighbour is missing the other has all the weight
+    share = torch.where(seen_low & seen_high, weights[:, 1:], seen_high.to(weights.dtype))
+    before, after = (functional.embedding(row, table).float() for row in rows.unbind(1))
+    out = torch.lerp(before, after, share.repeat_interleave(c, 1)).view(-1, m * v, c)
+    out.masked_fill_(~observed[..., None], 0)
     return (
         out.view(n, frames, m, v, c).transpose(1, 2),
         observed.view(n, frames, m, v).transpose(1, 2),

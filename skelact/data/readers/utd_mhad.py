@@ -65,12 +65,11 @@ class UTDMHADReader(Reader):
 
         if item.label < 0:
             raise DamagedClip(item.path, "", f"action {item.columns['action']} is not one of 1..{len(CLASSES)}")
-        try:
-            content = loadmat(item.path, variable_names=["d_skel"])
-        except OSError:
-            raise
-        except Exception as error:  # zlib.error and the like: scipy hands through what its parsers meet
-            raise DamagedClip(item.path, "", f"cannot be parsed ({type(error).__name__}: {error})") from None
+        with open(item.path, "rb") as stream:  # a file that cannot be opened is told from one that cannot be parsed
+            try:
+                content = loadmat(stream, variable_names=["d_skel"])
+            except Exception as error:  # scipy hands through whatever its parsers meet: zlib.error, TypeError, ...
+                raise DamagedClip(item.path, "", f"is not a whole MATLAB file ({error})") from None
         skeleton = content.get("d_skel")
         if skeleton is None:
             raise DamagedClip(item.path, "", "has no variable d_skel")
