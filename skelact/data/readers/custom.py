@@ -132,7 +132,7 @@ class CustomReader(Reader):
             if mask.shape != frames.shape[:3]:
                 raise DamagedClip(item.path, "mask", f"has shape {mask.shape}, the frames have {frames.shape[:3]}")
             if not self.masked and not mask.all():
-                raise DamagedClip(item.path, "mask", "hides joints; set reader.missing=nan to carry masks")
+                raise DamagedClip(item.path, "mask", "hides joints; set data.reader.missing=nan to carry masks")
         return self._checked(frames, mask, item)
 
     def card(self, items: Sequence[Item]) -> dict[str, Any]:
