@@ -7,6 +7,7 @@ coordinates (a score) are not subtracted: the derived point gets the lesser of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,9 +24,15 @@ def _minus(a: Tensor, b: Tensor, dims: int | None) -> Tensor:
     return torch.cat((a[..., :dims] - b[..., :dims], torch.minimum(a[..., dims:], b[..., dims:])), -1)
 
 
+@lru_cache(maxsize=64)
+def _parents(layout: Layout, device: torch.device) -> Tensor:
+    """Parent of each joint on a device, kept: building it anew would make every step wait for a copy."""
+    return torch.tensor(layout.parents, device=device)
+
+
 def bone(views: Tensor, layout: Layout) -> Tensor:
     """Child minus parent for every joint; the root's bone is zero. `(..., V, C)` to the same shape."""
-    parents = torch.tensor(layout.parents, device=views.device)
+    parents = _parents(layout, views.device)
     return _minus(views, views.index_select(-2, parents), layout.dims)
 
 
@@ -36,7 +43,8 @@ def motion(views: Tensor, dims: int | None = None) -> Tensor:
         views: `(..., T, V, C)`.
         dims: number of coordinates; later channels are scores. None: all channels are coordinates.
     """
-    following = torch.cat((views[..., 1:, :, :], views[..., -1:, :, :]), -3)
+    following = views.clone()  # a clone keeps the samplers' memory order, which a concatenation would lose
+    following[..., :-1, :, :] = views[..., 1:, :, :]
     return _minus(following, views, dims)
 
 
@@ -67,7 +75,7 @@ def derive_masks(mask: Tensor, streams: Sequence[str], layout: Layout) -> dict[s
         SkelactError: unknown stream.
     """
     _check(streams)
-    parents = torch.tensor(layout.parents, device=mask.device)
+    parents = _parents(layout, mask.device)
 
     def moved(seen: Tensor) -> Tensor:
         return seen & torch.cat((seen[..., 1:, :], seen[..., -1:, :]), -2)
