@@ -108,6 +108,10 @@ def refuse_non_finite(frames: np.ndarray, item: Item, joints: Sequence[str] | st
     bad = ~np.isfinite(frames).all(axis=-1)
     if bad.any():
         frame, person, joint = (int(k) for k in np.argwhere(bad)[0])
+        if isinstance(joints, str):
+            from skelact.skeleton.layouts import get_layout
+
+            joints = get_layout(joints).joints
         person_text = f" of person {person}" if frames.shape[1] > 1 else ""
         raise DamagedClip(
             item.path, f"frame {frame}, joint {joints[joint]}{person_text}", "a coordinate is not a finite number"
