@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from skelact.data.readers.base import Clip, DamagedClip, Item, Reader, refuse_non_finite
-from skelact.data.splits import SplitRule
 from skelact.errors import SkelactError
 from skelact.skeleton.layouts import Layout, get_layout
 
@@ -137,6 +136,8 @@ class CustomReader(Reader):
 
     def card(self, items: Sequence[Item]) -> dict[str, Any]:
         """The dataset card's entries."""
+        from skelact.data.splits import SplitRule  # brings torch, which worker processes do not need
+
         splits = self.splits
         if splits is None:
             has = bool(items) and "split" in items[0].columns

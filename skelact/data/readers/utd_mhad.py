@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from skelact.data.readers.base import Clip, DamagedClip, Item, Reader, refuse_non_finite
-from skelact.skeleton.layouts import get_layout
 
 _NAME = re.compile(r"a(\d+)_s(\d+)_t(\d+)_skeleton")
 #: Position in the file of each joint of kinect20: the files begin head, shoulder centre, spine, hip centre.
@@ -78,11 +77,13 @@ class UTDMHADReader(Reader):
         if skeleton.dtype.kind not in "fiu" or skeleton.shape[:2] != (20, 3) or skeleton.shape[2] < 1:
             raise DamagedClip(item.path, "d_skel", f"is {skeleton.dtype} {skeleton.shape}, expected numbers (20, 3, T)")
         frames = np.asarray(skeleton, np.float64).transpose(2, 0, 1)[:, None, list(ORDER)]
-        refuse_non_finite(frames, item, get_layout("kinect20").joints)
+        refuse_non_finite(frames, item, "kinect20")
         return Clip(frames.astype(np.float32))
 
     def card(self, items: Sequence[Item]) -> dict[str, Any]:
         """The dataset card's entries."""
+        from skelact.skeleton.layouts import get_layout  # brings torch, which reader processes do without
+
         return {
             "name": self.name,
             "layout": get_layout("kinect20").to_dict(),

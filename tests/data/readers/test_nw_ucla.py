@@ -35,7 +35,7 @@ def test_reads_what_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "place"),
     [
-        (lambda c: c["skeletons"][1][3].__setitem__(2, float("nan")), "frame 1, joint"),
+        (lambda c: c["skeletons"][1][3].__setitem__(2, float("nan")), "frame 1, joint head: "),
         (lambda c: c["skeletons"][1].pop(), "frame 1: is not 20 joints"),
         (lambda c: c["skeletons"][1].__setitem__(0, "x"), "frame 1: is not 20 joints"),
         (lambda c: c.__setitem__("skeletons", []), "holds no frame"),
