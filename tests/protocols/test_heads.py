@@ -153,3 +153,19 @@ def test_lists_are_trained_as_if_alone(width: int) -> None:
         assert torch.allclose(together.weight[i], alone.weight[0], atol=2e-5)
         assert torch.allclose(together.bias[i], alone.bias[0], atol=2e-5)
     assert together.steps == alone.steps == 40
+
+
+def test_seeds_side_by_side_equal_seeds_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(4200, 256, generator=generator), torch.arange(4200) % 4
+    recipe = Recipe(0.05, 512, 3, normalize=True)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        together = fit(features, labels, 4, recipe, [0, 1, 2], [0.05])
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        alone = fit(features, labels, 4, recipe, [2], [0.05])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.allclose(together.weight[2], alone.weight[0], atol=1e-6)
