@@ -162,5 +162,6 @@ class LinearProbe(Protocol):
                 selection,
                 parameters=classes * (test.features.shape[1] + 1),
                 scores=logits.softmax(2).mean(0).cpu().numpy(),
-                extra={"labels": label_name(labels), "recipe": self.recipe_name, "lr": rate, "steps": heads.steps} | more,
+                extra={"labels": label_name(labels), "recipe": self.recipe_name, "lr": rate, "steps": heads.steps}
+                | more,
             )
