@@ -6,8 +6,10 @@ graph is recorded. Heads that differ only in their learning rate share every bat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -178,19 +180,19 @@ def fit(
         weight = [w.clone() for w in weights]
     truth = torch.zeros(clips, classes, device=device).scatter_(1, labels[:, None], 1.0)
     epochs, batches = recipe.steps(clips)
-    shuffled, shuffled_truth = torch.empty_like(source), torch.empty_like(truth)
     speed, bias_speed = [torch.zeros_like(w) for w in weight], [torch.zeros_like(b) for b in bias]
     rate = torch.tensor(rates, dtype=torch.float32, device=device).repeat_interleave(classes)
-    for epoch in range(epochs):
-        order = epoch_order(clips, epoch).to(device) if batches > 1 else torch.arange(clips, device=device)
-        torch.index_select(source, 0, order, out=shuffled)
-        torch.index_select(truth, 0, order, out=shuffled_truth)
-        parts = list(zip(shuffled.split(recipe.batch_size), shuffled_truth.split(recipe.batch_size), strict=True))
-        visits = [batch_order(batches, epoch, seed) for seed in seeds]
-        for step in range(batches):
-            now = -recipe.factor(epoch * batches + step, epochs, batches) * rate
-            for i in range(len(seeds)):
-                x, t = parts[visits[i][step]]
+    buffers = [(torch.empty_like(source), torch.empty_like(truth)) for _ in range(min(2, epochs))]
+    locks = [Lock() for _ in seeds]
+
+    @torch.no_grad()
+    def visit(i: int, epoch: int) -> None:
+        """One epoch of one seed; the lock keeps a seed's epochs in order when threads run ahead."""
+        with locks[i]:
+            x_parts, t_parts = (b.split(recipe.batch_size) for b in buffers[epoch % 2])
+            for step, batch in enumerate(batch_order(batches, epoch, seeds[i])):
+                x, t = x_parts[batch], t_parts[batch]
+                now = -recipe.factor(epoch * batches + step, epochs, batches) * rate
                 logits = torch.addmm(bias[i], x, weight[i].T).view(len(x), group, classes)
                 error = torch.softmax(logits, 2).sub_(t[:, None]).view(len(x), -1)
                 torch.addmm(speed[i], error.T, x, beta=recipe.momentum, alpha=1.0 / len(x), out=speed[i])
@@ -200,6 +202,21 @@ def fit(
                     bias_speed[i].add_(bias[i], alpha=recipe.weight_decay)
                 weight[i].addcmul_(speed[i], now[:, None])
                 bias[i].addcmul_(bias_speed[i], now)
+
+    def shuffle(epoch: int) -> None:
+        order = epoch_order(clips, epoch).to(device) if batches > 1 else torch.arange(clips, device=device)
+        torch.index_select(source, 0, order, out=buffers[epoch % 2][0])
+        torch.index_select(truth, 0, order, out=buffers[epoch % 2][1])
+
+    # On a CPU seeds run side by side, one thread each: steps are too short to be worth splitting over cores.
+    threads = torch.get_num_threads()
+    workers = min(threads, len(seeds)) if device.type == "cpu" and source.numel() > 1_000_000 else 1
+    with _Pool(workers) as run:
+        for first in range(0, epochs, 2):
+            both = range(first, min(first + 2, epochs))
+            for epoch in both:
+                shuffle(epoch)
+            run(visit, [(i, epoch) for epoch in both for i in range(len(seeds))])
     if basis is not None:
         weight = [w + (new - w @ basis) @ basis.T for w, new in zip(weights, weight, strict=True)]
     stacked = torch.stack(weight).view(-1, classes, width)
@@ -252,6 +269,33 @@ def fit_lists(
         bias_move.addcmul_(bias_speed, now)
     weights.baddbmm_(move.transpose(1, 2), source)
     return Heads(weights, (bias + bias_move)[:, 0], mean, scale, epochs)
+
+
+class _Pool:
+    """Calls in order, over so many threads, each of which computes on one core."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers, self.threads = workers, torch.get_num_threads()
+
+    def __enter__(self) -> Callable[[Callable[..., None], Sequence[tuple[int, int]]], None]:
+        if self.workers < 2:
+            return self._in_turn
+        self.pool = ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
+        return self._side_by_side
+
+    @staticmethod
+    def _in_turn(call: Callable[..., None], arguments: Sequence[tuple[int, int]]) -> None:
+        for a in arguments:
+            call(*a)
+
+    def _side_by_side(self, call: Callable[..., None], arguments: Sequence[tuple[int, int]]) -> None:
+        for done in [self.pool.submit(call, *a) for a in arguments]:
+            done.result()
+
+    def __exit__(self, *_: object) -> None:
+        if self.workers > 1:
+            self.pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self.threads)  # a new thread would start with the workers' number
 
 
 def stable_rate(features: Tensor, statistics: tuple[Tensor, Tensor] | None) -> float:

@@ -34,7 +34,9 @@ def problem(n: int = 90, width: int = 12, classes: int = 4) -> tuple[torch.Tenso
     return centre[labels] + 2 * torch.randn(n, width, generator=generator) + 3, labels
 
 
-def plain(features: torch.Tensor, labels: torch.Tensor, classes: int, recipe: Recipe, seed: int, lr: float) -> nn.Linear:
+def plain(
+    features: torch.Tensor, labels: torch.Tensor, classes: int, recipe: Recipe, seed: int, lr: float
+) -> nn.Linear:
     """The same training with nn.Linear, BatchNorm statistics, autograd and torch.optim."""
     if recipe.normalize:
         norm = nn.BatchNorm1d(features.shape[1], affine=False, momentum=None)
@@ -107,7 +109,9 @@ def test_logits_standardise_as_in_training() -> None:
 
 def test_recipes_are_found_by_name_and_can_be_changed() -> None:
     assert get_recipe("umurl", epochs=3).epochs == 3
-    assert RECIPES["umurl"].factor(119 * 4, 150, 4) == 1 and RECIPES["umurl"].factor(140 * 4, 150, 4) == pytest.approx(0.01)
+    assert RECIPES["umurl"].factor(119 * 4, 150, 4) == 1 and RECIPES["umurl"].factor(140 * 4, 150, 4) == pytest.approx(
+        0.01
+    )
     with pytest.raises(SkelactError, match="skelact_linear_v1"):
         get_recipe("nonsense")
 
@@ -153,3 +157,19 @@ def test_lists_are_trained_as_if_alone(width: int) -> None:
         assert torch.allclose(together.weight[i], alone.weight[0], atol=2e-5)
         assert torch.allclose(together.bias[i], alone.bias[0], atol=2e-5)
     assert together.steps == alone.steps == 40
+
+
+def test_seeds_side_by_side_equal_seeds_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(4200, 256, generator=generator), torch.arange(4200) % 4
+    recipe = Recipe(0.05, 512, 3, normalize=True)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        together = fit(features, labels, 4, recipe, [0, 1, 2], [0.05])
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        alone = fit(features, labels, 4, recipe, [2], [0.05])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.allclose(together.weight[2], alone.weight[0], atol=1e-6)
