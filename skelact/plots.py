@@ -75,7 +75,7 @@ def clip_frames(
         axes.set(xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach))
         axes.set_aspect("equal")
         axes.set_axis_off()
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=7)
         for m in range(frames.shape[1]):
             for child, parent in layout.bones:
                 if seen[t, m, child] and seen[t, m, parent]:

@@ -60,6 +60,8 @@ def _hydra_line(error: BaseException) -> str:
         return f"{key}: there is no such key in the config{_nearest(key, known_keys())} (skelact --cfg job lists them all; +{key}=... adds it)"
     if found := re.search(r"In '([^']+)': Could not find '([^']+)'", text):
         return f"config {found.group(1)}: could not find {found.group(2)}"
+    if override := getattr(error, "override", None):
+        return _one_line(f"{override}: cannot be understood ({text}); quote lists and special characters: 'key=[1,2]'")
     lines = [line for line in text.splitlines() if line.strip() and "See https://" not in line]
     return _one_line(" ".join(lines[:3]))
 
