@@ -74,12 +74,17 @@ class Transform(nn.Module):
         return apply_matrix(views, self.matrix(views, **params)), self.cover(mask, **params)
 
     def forward(self, views: Tensor, mask: Tensor | None, draws: Draws) -> tuple[Tensor, Tensor | None]:
-        """Apply with fresh draws."""
-        return self.replay(views, mask, **self.draw(draws, views))
+        """Apply with fresh draws; in single precision also where autocast is on."""
+        with torch.autocast(views.device.type, enabled=False):
+            return self.replay(views, mask, **self.draw(draws, views))
 
     def extra_repr(self) -> str:
         """The options, for printing."""
-        return ", ".join(f"{k}={v}" for k, v in vars(self).items() if k[0] != "_" and isinstance(v, int | float | str))
+        return ", ".join(
+            f"{k}={v}"
+            for k, v in vars(self).items()
+            if k[0] != "_" and k != "training" and isinstance(v, int | float | str)
+        )
 
 
 def check_p(p: float) -> float:

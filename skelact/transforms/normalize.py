@@ -90,7 +90,8 @@ class Normalize(nn.Module):
         mask = None if clips.mask is None else clips.mask.clone()
         for part in self._chunks(clips):
             rows = part.frame_rows()
-            points, seen = self._normalize(part, rows)
+            with torch.autocast(clips.device.type, enabled=False):  # centimetres do not survive half precision
+                points, seen = self._normalize(part, rows)
             frames[rows] = points.to(frames.dtype)
             if mask is not None and seen is not None:
                 mask[rows] = seen

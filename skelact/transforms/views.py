@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from skelact.clips import RaggedClips
@@ -29,6 +30,7 @@ class ViewMaker(nn.Module):
             raise SkelactError(f"views must be at least 1, got {views}")
         self.sampler, self.transform, self.views = sampler, transform, int(views)
 
+    @torch.no_grad()
     def forward(self, clips: RaggedClips, draws: Draws) -> list[tuple[Tensor, Tensor | None]]:
         """For each view, views `(N, M, T, V, C)` float32 and mask `(N, M, T, V)` or None."""
         out = []

@@ -78,9 +78,8 @@ def test_masks_move_along_and_unobserved_joints_are_zero():
     assert {joint for joint in range(17) if not seen[0, 1, joint]} == lost
     assert seen.sum() == seen.numel() - 3
     assert (out[0, 1, sorted(lost), :2] == 0).all()
-    assert (
-        (out[0, 1, sorted(lost), 2] == frames[0, 1, [11, 11, 11], 2]).logical_or(out[0, 1, sorted(lost), 2] != 0).all()
-    )
+    left_hip = get_layout("h36m17").index("left_hip")
+    assert out[0, 1, left_hip, 2] == frames[0, 1, 11, 2]  # the score is still told
 
 
 def test_arrays_give_arrays_and_keep_their_type():
@@ -101,7 +100,7 @@ def test_same_layout_returns_the_input():
 def test_refusals():
     with pytest.raises(LayoutError, match="no conversion from layout 'h36m17' to 'ntu25'; there are kinect20 -> ntu25"):
         convert(points("h36m17", 2), "h36m17", "ntu25")
-    with pytest.raises(LayoutError, match="'kinect20' has 20 joints, the frames .2, 25, 3. have 25"):
+    with pytest.raises(LayoutError, match=r"'kinect20' has 20 joints, the frames .2, 25, 3. have 25"):
         convert(points("ntu25", 2), "kinect20", "ntu25")
     with pytest.raises(LayoutError, match="mask"):
         convert(points("ntu25", 2), "ntu25", "kinect20", mask=torch.ones(3, 25, dtype=torch.bool))

@@ -1,0 +1,108 @@
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from skelact.clips import RaggedClips
+from skelact.errors import SkelactError
+from skelact.transforms.draws import Draws
+from skelact.transforms.normalize import Normalize
+from skelact.transforms.sampling import CenterCrop, CropResize
+from skelact.transforms.spatial import Compose, JointCorruption, OneOf, RandomRotation, Shear
+from skelact.transforms.views import ViewMaker
+
+CONF = Path(__file__).parents[2] / "conf" / "augment"
+
+
+def make(count=12):
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(1, 120, (count,), generator=generator).tolist()
+    return RaggedClips.pack([torch.randn(size, 2, 25, 3, generator=generator) for size in sizes])
+
+
+def maker(views=4):
+    return ViewMaker(CropResize(32), Compose([OneOf([JointCorruption(), Shear()]), RandomRotation()]), views=views)
+
+
+def test_views_are_independent_and_numbered():
+    clips = make()
+    four = maker()(clips, Draws(0, 0, clips.index))
+    assert [tuple(views.shape) for views, _ in four] == [(12, 2, 32, 25, 3)] * 4
+    assert all(mask is None for _, mask in four)
+    for place, (views, _) in enumerate(four):
+        assert all(not torch.equal(views, other) for other, _ in four[:place])
+    two = maker(2)(clips, Draws(0, 0, clips.index))  # asking for fewer does not change the first
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(two, four[:2], strict=True))
+
+
+def test_views_do_not_depend_on_the_batch():
+    clips = make()
+    whole = maker()(clips, Draws(7, 3, clips.index))
+    for rows in (torch.tensor([11, 2, 5]), torch.tensor([4])):
+        some = clips.select(rows).compact()
+        for (views, _), (other, _) in zip(maker()(some, Draws(7, 3, some.index)), whole, strict=True):
+            assert torch.equal(views, other[rows])
+
+
+def test_mixed_precision_does_not_reach_the_coordinates():
+    clips = make()
+    plain = maker()(clips, Draws(0, 0, clips.index))
+    turned = Normalize("umurl", "ntu25")(clips).frames
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = maker()(clips, Draws(0, 0, clips.index))
+        assert torch.equal(Normalize("umurl", "ntu25")(clips).frames, turned)
+    for (a, _), (b, _) in zip(mixed, plain, strict=True):
+        assert a.dtype == torch.float32 and torch.equal(a, b)
+
+
+def test_without_a_transform():
+    clips = make()
+    ((views, mask),) = ViewMaker(CenterCrop(16))(clips, Draws(0, 0, clips.index))
+    assert mask is None and torch.equal(views, CenterCrop(16)(clips)[0])
+    with pytest.raises(SkelactError, match="views"):
+        ViewMaker(CenterCrop(16), views=0)
+
+
+def build(name):
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.create({"frames": 32, "augment": yaml.safe_load((CONF / f"{name}.yaml").read_text())})
+    return instantiate(node, _convert_="all")["augment"]
+
+
+@pytest.mark.parametrize(("name", "views"), [("none", 1), ("umurl", 4), ("umurl_yaw", 4)])
+def test_recipes_of_the_augment_group(name, views):
+    clips, made = make(), build(name)
+    out = made(clips, Draws(0, 0, clips.index))
+    assert len(out) == views and out[0][0].shape == (12, 2, 32, 25, 3)
+    own = {
+        "none": ViewMaker(CenterCrop(32)),
+        "umurl": ViewMaker(CropResize(32), OneOf([JointCorruption(15), Shear()]), views=4),
+        "umurl_yaw": maker(),
+    }[name]
+    for (a, _), (b, _) in zip(out, own(clips, Draws(0, 0, clips.index)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_transforms_need_neither_lightning_nor_hydra():
+    package = CONF.parents[1] / "skelact"
+    files = [
+        package / "clips.py",
+        package / "errors.py",
+        *(package / "skeleton").glob("*.py"),
+        *(package / "transforms").glob("*.py"),
+    ]
+    imported = set()
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module)
+    ours = {name for name in imported if name.startswith("skelact")}
+    assert {name.split(".")[1] for name in ours} <= {"clips", "errors", "skeleton", "transforms"}
+    assert {name.split(".")[0] for name in imported - ours} - sys.stdlib_module_names <= {"numpy", "torch", "yaml"}
