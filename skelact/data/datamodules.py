@@ -85,6 +85,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         self._few = (label_fraction, labels_per_class, label_draw)
         self._loader: ClipLoader | None = None
         self._resident: RaggedClips | None = None
+        self._chosen: dict[str, str] = {}  # device type -> residence, under auto
 
     def setup(self, stage: str | None = None) -> None:
         """Open the store and compare it with the configuration; every attribute does this at first use.
@@ -168,10 +169,8 @@ class SkeletonDataModule(pl.LightningDataModule):
 
     @property
     def residence(self) -> str:
-        """Where the frames live: disk, ram or device."""
-        if self._wanted_residence == "auto":
-            self._wanted_residence = self._choose_residence()
-        return self._wanted_residence
+        """Where the frames live while the trainer's device asks for them: disk, ram or device."""
+        return self._residence_for(self._device())
 
     def rows(self, part: str) -> np.ndarray:
         """Store rows of a part (train, val, test, train+val), ascending.
@@ -241,9 +240,6 @@ class SkeletonDataModule(pl.LightningDataModule):
             return batch.to(device, non_blocking=True)
         return self._deliver(batch, device)
 
-    def teardown(self, stage: str | None = None) -> None:
-        """Nothing to let go of: a resident store serves the protocols that follow."""
-
     @property
     def _ready(self) -> ClipLoader:
         self.setup()
@@ -270,8 +266,15 @@ class SkeletonDataModule(pl.LightningDataModule):
     def _device(self) -> torch.device:
         return self.trainer.strategy.root_device if self.trainer is not None else torch.device("cpu")
 
-    def _choose_residence(self) -> str:
-        size, device = self._ready.nbytes(), self._device()
+    def _residence_for(self, device: torch.device) -> str:
+        if self._wanted_residence != "auto":
+            return self._wanted_residence
+        if device.type not in self._chosen:
+            self._chosen[device.type] = self._choose_residence(device)
+        return self._chosen[device.type]
+
+    def _choose_residence(self, device: torch.device) -> str:
+        size = self._ready.nbytes()
         if device.type == "cuda" and size < 0.4 * torch.cuda.mem_get_info(device)[0]:
             return "device"
         try:
@@ -283,12 +286,13 @@ class SkeletonDataModule(pl.LightningDataModule):
     def _deliver(self, rows: torch.Tensor, device: torch.device | str | None) -> RaggedClips:
         """Clips of `rows` on `device`: the one place where rows become clips."""
         target = None if device is None else torch.device(device)
-        if self.residence == "disk":
+        residence = self._residence_for(target or self._device())
+        if residence == "disk":
             clips = self._ready.load(rows)
             return clips if target is None else clips.to(target)
         if self._resident is None:
             self._resident = self._ready.load_all()
-        if self.residence == "device":
+        if residence == "device":
             if target is None:
                 target = self._device()
             if target.type != "cpu" and self._resident.device != target:

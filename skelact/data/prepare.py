@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from skelact.data.readers.base import Clip, DamagedClip, Item, Reader
+from skelact.data.readers.base import Clip, DamagedClip, Item, Reader, read_or_damage
 from skelact.data.store import CARD, Store
 from skelact.data.writer import StoreWriter
 from skelact.errors import SkelactError
@@ -128,7 +128,7 @@ def _prepare(
                     report.kept += 1
                     continue
                 # An earlier run's order no longer fits (a file was added, mended or changed): read again from here.
-                outcome = _read(reader, item) if item.name in current else next(results)
+                outcome = read_or_damage(reader, item) if item.name in current else next(results)
                 if isinstance(outcome, DamagedClip):
                     report.skipped.append((outcome.path, outcome.where, outcome.reason))
                     continue
@@ -157,26 +157,17 @@ def _stamp(item: Item) -> list[int] | None:
         return None
 
 
-def _read(reader: Reader, item: Item) -> Clip | DamagedClip:
-    try:
-        return reader.read(item)
-    except DamagedClip as error:
-        return error
-    except OSError as error:
-        return DamagedClip(item.path, "", error.strerror or str(error))
-
-
 def _results(reader: Reader, items: list[Item], workers: int) -> Iterator[Clip | DamagedClip]:
     """Outcomes in the order of `items`; with workers, a bounded number ahead."""
     if workers <= 1 or len(items) < 2:
         for item in items:
-            yield _read(reader, item)
+            yield read_or_damage(reader, item)
         return
     pending = iter(items)
     # spawn: the parent may hold threads (progress bar, torch) that must not be forked
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        queue = [pool.submit(_read, reader, item) for item in islice(pending, 4 * workers)]
+        queue = [pool.submit(read_or_damage, reader, item) for item in islice(pending, 4 * workers)]
         while queue:
             outcome = queue.pop(0).result()
-            queue += [pool.submit(_read, reader, item) for item in islice(pending, 1)]
+            queue += [pool.submit(read_or_damage, reader, item) for item in islice(pending, 1)]
             yield outcome

@@ -97,12 +97,32 @@ class Reader(ABC):
         """What the dataset is: the card entries that :class:`skelact.data.writer.StoreWriter` wants."""
 
 
-def refuse_non_finite(frames: np.ndarray, item: Item, joints: Sequence[str]) -> None:
-    """Raise :class:`DamagedClip` naming frame and joint of the first coordinate `(T, M, V, C)` that is not finite."""
+def refuse_non_finite(frames: np.ndarray, item: Item, joints: Sequence[str] | str) -> None:
+    """Raise :class:`DamagedClip` naming frame and joint of the first coordinate `(T, M, V, C)` that is not finite.
+
+    Args:
+        frames: coordinates.
+        item: the clip.
+        joints: names of the joints, or the name of a layout.
+    """
     bad = ~np.isfinite(frames).all(axis=-1)
     if bad.any():
         frame, person, joint = (int(k) for k in np.argwhere(bad)[0])
+        if isinstance(joints, str):
+            from skelact.skeleton.layouts import get_layout
+
+            joints = get_layout(joints).joints
         person_text = f" of person {person}" if frames.shape[1] > 1 else ""
         raise DamagedClip(
             item.path, f"frame {frame}, joint {joints[joint]}{person_text}", "a coordinate is not a finite number"
         )
+
+
+def read_or_damage(reader: Reader, item: Item) -> Clip | DamagedClip:
+    """A clip, or what is wrong with it. Lives here so that worker processes need not import torch."""
+    try:
+        return reader.read(item)
+    except DamagedClip as error:
+        return error
+    except OSError as error:
+        return DamagedClip(item.path, "", error.strerror or str(error))

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from skelact.data.readers.base import Clip, DamagedClip, Item, Reader, refuse_non_finite
-from skelact.data.splits import SplitRule
 from skelact.errors import SkelactError
 from skelact.skeleton.layouts import Layout, get_layout
 
@@ -132,11 +131,13 @@ class CustomReader(Reader):
             if mask.shape != frames.shape[:3]:
                 raise DamagedClip(item.path, "mask", f"has shape {mask.shape}, the frames have {frames.shape[:3]}")
             if not self.masked and not mask.all():
-                raise DamagedClip(item.path, "mask", "hides joints; set reader.missing=nan to carry masks")
+                raise DamagedClip(item.path, "mask", "hides joints; set data.reader.missing=nan to carry masks")
         return self._checked(frames, mask, item)
 
     def card(self, items: Sequence[Item]) -> dict[str, Any]:
         """The dataset card's entries."""
+        from skelact.data.splits import SplitRule  # brings torch, which worker processes do not need
+
         splits = self.splits
         if splits is None:
             has = bool(items) and "split" in items[0].columns

@@ -16,7 +16,6 @@ import numpy as np
 
 from skelact.data.readers.base import Clip, Item, Reader, refuse_non_finite
 from skelact.errors import SkelactError
-from skelact.skeleton.layouts import get_layout
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "hdm05" / "hdm05_11.npz"
 ORIGINAL = "hdm05_11_joints.npz"
@@ -91,6 +90,8 @@ class HDM05Reader(Reader):
 
     def card(self, items: Sequence[Item]) -> dict[str, Any]:
         """The dataset card's entries."""
+        from skelact.skeleton.layouts import get_layout  # brings torch, which reader processes do without
+
         classes = [str(name) for name in self._load(items[0].path)["class_names"]]
         return {
             "name": self.name,

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from skelact.data.readers.base import Clip, DamagedClip, Item, Reader, refuse_non_finite
-from skelact.skeleton.layouts import get_layout
 
 _NAME = re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)_v(\d\d)")
 #: The set's action numbers in the order of their labels; 7 and 10 do not exist.
@@ -75,6 +74,8 @@ class NWUCLAReader(Reader):
 
     def card(self, items: Sequence[Item]) -> dict[str, Any]:
         """The dataset card's entries."""
+        from skelact.skeleton.layouts import get_layout  # brings torch, which reader processes do without
+
         return {
             "name": self.name,
             "layout": get_layout("kinect20").to_dict(),
@@ -110,5 +111,5 @@ def _frames(skeletons: Any, item: Item) -> np.ndarray:
                 pass
             raise DamagedClip(item.path, f"frame {number}", "is not 20 joints of 3 numbers") from None
         raise DamagedClip(item.path, "skeletons", "is not frames x 20 joints x 3 numbers") from None
-    refuse_non_finite(frames[:, None], item, get_layout("kinect20").joints)
+    refuse_non_finite(frames[:, None], item, "kinect20")
     return frames.astype(np.float32)[:, None]

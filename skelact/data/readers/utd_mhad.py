@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from skelact.data.readers.base import Clip, DamagedClip, Item, Reader, refuse_non_finite
-from skelact.skeleton.layouts import get_layout
 
 _NAME = re.compile(r"a(\d+)_s(\d+)_t(\d+)_skeleton")
 #: Position in the file of each joint of kinect20: the files begin head, shoulder centre, spine, hip centre.
@@ -65,12 +64,11 @@ class UTDMHADReader(Reader):
 
         if item.label < 0:
             raise DamagedClip(item.path, "", f"action {item.columns['action']} is not one of 1..{len(CLASSES)}")
-        try:
-            content = loadmat(item.path, variable_names=["d_skel"])
-        except OSError:
-            raise
-        except Exception as error:  # zlib.error and the like: scipy hands through what its parsers meet
-            raise DamagedClip(item.path, "", f"cannot be parsed ({type(error).__name__}: {error})") from None
+        with open(item.path, "rb") as stream:  # a file that cannot be opened is told from one that cannot be parsed
+            try:
+                content = loadmat(stream, variable_names=["d_skel"])
+            except Exception as error:  # scipy hands through whatever its parsers meet: zlib.error, TypeError, ...
+                raise DamagedClip(item.path, "", f"is not a whole MATLAB file ({error})") from None
         skeleton = content.get("d_skel")
         if skeleton is None:
             raise DamagedClip(item.path, "", "has no variable d_skel")
@@ -79,11 +77,13 @@ class UTDMHADReader(Reader):
         if skeleton.dtype.kind not in "fiu" or skeleton.shape[:2] != (20, 3) or skeleton.shape[2] < 1:
             raise DamagedClip(item.path, "d_skel", f"is {skeleton.dtype} {skeleton.shape}, expected numbers (20, 3, T)")
         frames = np.asarray(skeleton, np.float64).transpose(2, 0, 1)[:, None, list(ORDER)]
-        refuse_non_finite(frames, item, get_layout("kinect20").joints)
+        refuse_non_finite(frames, item, "kinect20")
         return Clip(frames.astype(np.float32))
 
     def card(self, items: Sequence[Item]) -> dict[str, Any]:
         """The dataset card's entries."""
+        from skelact.skeleton.layouts import get_layout  # brings torch, which reader processes do without
+
         return {
             "name": self.name,
             "layout": get_layout("kinect20").to_dict(),
