@@ -132,7 +132,7 @@ def umurl_loss(
             covariance overflows for |Cov| above about 65504 / B.
     """
     z = torch.stack([*uni, *fused])
-    if in_autocast:
+    if in_autocast and torch.is_autocast_enabled(z.device.type):
         return _umurl_terms(z, consistency, variance, covariance, direct=True)
     # Products of B half-precision terms overflow or lose the small covariances, so the loss is float32 at least.
     with torch.autocast(z.device.type, enabled=False):

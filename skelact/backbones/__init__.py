@@ -1,0 +1,1 @@
+"""Encoders: one architecture a file, one contract (:mod:`skelact.backbones.base`)."""

@@ -25,18 +25,14 @@ def code_of(stream: str) -> str:
     return CODES.get(stream, stream)
 
 
-def temporal_tokens(*views: Tensor) -> Tensor:
-    """Views `(N_i, M, T, V, C)` to `(sum N, T, M*V*C)`: one token a frame; no copy for one view of the samplers."""
-    return _join([x.transpose(1, 2) for x in views]).flatten(2)
+def temporal_tokens(x: Tensor) -> Tensor:
+    """`(N, M, T, V, C)` to `(N, T, M*V*C)`: one token a frame; a view of what the samplers make, not a copy."""
+    return x.transpose(1, 2).flatten(2)
 
 
-def spatial_tokens(*views: Tensor) -> Tensor:
-    """Views `(N_i, M, T, V, C)` to `(sum N, M*V, T*C)`: one token a joint and person, its whole trajectory."""
-    return _join([x.transpose(2, 3) for x in views]).flatten(3).flatten(1, 2)
-
-
-def _join(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+def spatial_tokens(x: Tensor) -> Tensor:
+    """`(N, M, T, V, C)` to `(N, M*V, T*C)`: one token a joint and person, its whole trajectory."""
+    return x.transpose(2, 3).flatten(3).flatten(1, 2)
 
 
 class StreamEmbedding(nn.Module):
@@ -59,9 +55,9 @@ class StreamEmbedding(nn.Module):
             nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU(inplace=True), nn.Linear(width, width)
         )
 
-    def forward(self, *views: Tensor) -> tuple[Tensor, Tensor]:
-        """Views `(N_i, M, T, V, C)` to temporal `(sum N, T, d)` and spatial `(sum N, M*V, d)` embeddings."""
-        return self.t_embedding(temporal_tokens(*views)), self.s_embedding(spatial_tokens(*views))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`(N, M, T, V, C)` to temporal `(N, T, d)` and spatial `(N, M*V, d)` embeddings."""
+        return self.t_embedding(temporal_tokens(x)), self.s_embedding(spatial_tokens(x))
 
 
 class Fusion(nn.Module):
@@ -165,13 +161,14 @@ class UmURLEncoder(Encoder):
         joints = (layout if isinstance(layout, Layout) else get_layout(layout)).num_joints
         self.streams = tuple(streams)
         self.persons, self.frames, self.joints, self.channels = persons, frames, joints, channels
-        self.width, self.mask_absent, self.num_features = width, mask_absent, 2 * width
+        self.width, self.depth, self.num_heads, self.hidden = width, depth, num_heads, hidden or width
+        self.mask_absent, self.num_features = mask_absent, 2 * width
         for stream in self.streams:
             embedding = StreamEmbedding(persons * joints * channels, frames * channels, width)
             self.add_module(f"{code_of(stream)}_emb", embedding)
         self.mm_fusion = Fusion(width)
         self.ma_encoder = ModalityAgnosticEncoder(
-            width, depth, num_heads, hidden or width, positions, persons * joints, joint_code
+            width, depth, num_heads, self.hidden, positions, persons * joints, joint_code
         )
 
     def embedding(self, stream: str) -> nn.Module:
@@ -190,28 +187,16 @@ class UmURLEncoder(Encoder):
         Nothing in the network mixes rows of a batch, so joining inputs along the batch changes no result; it makes
         fewer and larger matrix products.
         """
-        embedded = self._embed(inputs)
-        pairs = [
-            self.mm_fusion([e[name] for name in x]) if len(x) > 1 else next(iter(e.values()))
-            for x, e in zip(inputs, embedded, strict=True)
-        ]
+        pairs = [self._embed(x) for x in inputs]
         keep = self._keep(inputs, masks)
-        t, s = (_join(tokens) for tokens in zip(*pairs, strict=True))
+        t, s = (torch.cat(tokens) if len(tokens) > 1 else tokens[0] for tokens in zip(*pairs, strict=True))
         return list(self.ma_encoder(t, s, keep).split([len(pair[0]) for pair in pairs]))
 
-    def _embed(self, inputs: Sequence[Mapping[str, Tensor]]) -> list[dict[str, tuple[Tensor, Tensor]]]:
-        """Embed every stream of every input, each stream in one pass over the inputs that have it."""
-        embedded: list[dict[str, tuple[Tensor, Tensor]]] = [{} for _ in inputs]
-        for stream in dict.fromkeys(name for x in inputs for name in x):
-            owners = [i for i, x in enumerate(inputs) if stream in x]
-            for i in owners:
-                self._check(stream, inputs[i][stream])
-            views = [inputs[i][stream] for i in owners]
-            t, s = self.embedding(stream)(*views)
-            sizes = [len(view) for view in views]
-            for i, pair in zip(owners, zip(t.split(sizes), s.split(sizes), strict=True), strict=True):
-                embedded[i][stream] = pair
-        return embedded
+    def _embed(self, streams: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        for stream, x in streams.items():
+            self._check(stream, x)
+        embedded = [self.embedding(stream)(x) for stream, x in streams.items()]
+        return self.mm_fusion(embedded) if len(embedded) > 1 else embedded[0]
 
     def _check(self, stream: str, x: Tensor) -> None:
         if stream not in self.streams:
@@ -222,9 +207,7 @@ class UmURLEncoder(Encoder):
                 f"stream {stream!r} has (M, T, V, C) = {tuple(x.shape[1:])}, the encoder was built for {expected}"
             )
 
-    def _keep(
-        self, inputs: Sequence[Mapping[str, Tensor]], masks: Sequence[Tensor | None] | None
-    ) -> Tensor | None:
+    def _keep(self, inputs: Sequence[Mapping[str, Tensor]], masks: Sequence[Tensor | None] | None) -> Tensor | None:
         if not self.mask_absent or masks is None or all(mask is None for mask in masks):
             return None
         rows = []
@@ -245,4 +228,3 @@ class UmURLEncoder(Encoder):
     def no_weight_decay(self) -> set[str]:
         """The learned joint code, where there is one."""
         return {"ma_encoder.joint_code"} if "ma_encoder.joint_code" in dict(self.named_parameters()) else set()
-

@@ -1,1 +1,1 @@
-"""Measurements of speed."""
+"""What the speed of skelact is measured against."""

@@ -1,0 +1,1 @@
+"""Methods: one file a paper, each a LightningModule (:mod:`skelact.methods.base`)."""

@@ -89,8 +89,17 @@ class UmURL(Method):
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         super().__init__(
-            backbone, layout, streams, sampler, augment, optimizer, scheduler, scheduler_interval, exclude_from_decay,
-            use_mask=PRESETS[preset]["use_mask"] if use_mask is None else use_mask, seed=seed,
+            backbone,
+            layout,
+            streams,
+            sampler,
+            augment,
+            optimizer,
+            scheduler,
+            scheduler_interval,
+            exclude_from_decay,
+            use_mask=PRESETS[preset]["use_mask"] if use_mask is None else use_mask,
+            seed=seed,
         )
         if len(self.streams) < 2:
             raise ValueError(f"UmURL needs two or more streams, got {list(self.streams)}")
@@ -114,8 +123,10 @@ class UmURL(Method):
         """
         *single, (joint_view, joint_mask) = views
         if len(single) != len(self.streams):
-            raise ValueError(f"UmURL with {len(self.streams)} streams needs {len(self.streams) + 1} views: "
-                             f"`augment` made {len(views)}")
+            raise ValueError(
+                f"UmURL with {len(self.streams)} streams needs {len(self.streams) + 1} views: "
+                f"`augment` made {len(views)}"
+            )
         inputs = [self.derive(view, [k], mask) for k, (view, mask) in zip(self.streams, single, strict=True)]
         inputs.append(self.derive(joint_view, None, joint_mask))
         *y, y_u = self.backbone.forward_many(inputs, [mask for _, mask in views])
