@@ -58,22 +58,29 @@ def _average(runs: list[Record]) -> Record:
 
 
 def table_rows(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells of a table, one row per record; a metric's cell is `mean [low, high]`."""
+    """Header and cells of a table.
+
+    One row per record, a metric's cell is `mean [low, high]`. Metrics named `measure/what` (stream subsets) make one row
+    per measure, with a column for each `what` and the shorter cell `mean +-half width`.
+    """
     keys = [k for k in ("labels", "head") if any(k in r.extra for r in records)]
-    metrics = list(dict.fromkeys(m for r in records for m in r.metrics))
-    header = ["protocol", "data", "method", *keys, *metrics]
-    if any("legacy" in r.selection for r in records):
-        header.insert(3, "selection")
+    split = any("/" in m for r in records for m in r.metrics)
+    columns = list(dict.fromkeys(m.split("/", 1)[-1] for r in records for m in r.metrics))
+    legacy = any("legacy" in r.selection for r in records)
+    header = ["protocol", "data", "method", *(["selection"] if legacy else []), *keys, *(["measure"] if split else [])]
     rows = []
     for r in records:
-        row = [r.protocol, f"{r.data} {r.split}".strip(), r.method]
-        row += [r.selection] if "selection" in header else []
-        row += [str(r.extra.get(k, "")) for k in keys]
-        rows.append(row + [_cell(r, m) for m in metrics])
-    return header, rows
+        start = [r.protocol, f"{r.data} {r.split}".strip(), r.method, *([r.selection] if legacy else [])]
+        start += [str(r.extra.get(k, "")) for k in keys]
+        if not split:
+            rows.append(start + [_cell(r, m) for m in columns])
+            continue
+        for measure in dict.fromkeys(m.split("/", 1)[0] for m in r.metrics):
+            rows.append([*start, measure, *(_cell(r, f"{measure}/{c}", short=True) for c in columns)])
+    return header + columns, rows
 
 
-def _cell(record: Record, name: str) -> str:
+def _cell(record: Record, name: str, short: bool = False) -> str:
     if name not in record.metrics:
         return ""
     value, (low, high) = record.metrics[name], record.ci95.get(name, (math.nan, math.nan))
@@ -81,7 +88,9 @@ def _cell(record: Record, name: str) -> str:
         return "not finite"
     digits = 1 if abs(value) < 1e4 else 0
     text = f"{value:.{digits}f}" if abs(value) >= 0.1 or value == 0 else f"{value:.3g}"
-    return text if math.isnan(low) else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
+    if math.isnan(low):
+        return text
+    return f"{text} ±{(high - low) / 2:.1f}" if short else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def rich_tables(records: Sequence[Record]) -> list[Table]:
@@ -96,7 +105,8 @@ def rich_tables(records: Sequence[Record]) -> list[Table]:
         drop = {0, 1} if len(data) == 1 else {0}
         for i, name in enumerate(header):
             if i not in drop:
-                table.add_column(name, justify="right" if i > 2 else "left", overflow="fold")
+                words = name in ("method", "selection", "labels", "head", "measure")
+                table.add_column(name.replace("+", "+\n"), justify="left" if words else "right", overflow="fold")
         for row in rows:
             table.add_row(*(cell for i, cell in enumerate(row) if i not in drop))
         tables.append(table)

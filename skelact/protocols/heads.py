@@ -6,8 +6,10 @@ graph is recorded. Heads that differ only in their learning rate share every bat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Lock
 
 import torch
 from torch import Tensor
@@ -167,24 +169,30 @@ def fit(
     device, group = features.device, len(rates)
     mean, scale = (statistics or standardise(features)) if recipe.normalize else (None, None)
     source = features if mean is None or scale is None else (features - mean).mul_(scale)
+    start = [initial(recipe, classes, width, seed) for seed in seeds]
+    weights, bias = [w.repeat(group, 1).to(device) for w, _ in start], [b.repeat(group).to(device) for _, b in start]
+    basis = None
+    if 2 * clips <= width and not recipe.weight_decay:
+        # Gradients lie in the span of the clips, and SGD does not care about rotations: train in that span.
+        basis, triangle = torch.linalg.qr(source.T)
+        source, weight = triangle.T.contiguous(), [w @ basis for w in weights]
+    else:
+        weight = [w.clone() for w in weights]
     truth = torch.zeros(clips, classes, device=device).scatter_(1, labels[:, None], 1.0)
     epochs, batches = recipe.steps(clips)
-    shuffled, shuffled_truth = torch.empty_like(source), torch.empty_like(truth)
-    weights, biases = zip(*(initial(recipe, classes, width, seed) for seed in seeds), strict=True)
-    weight = [w.repeat(group, 1).to(device) for w in weights]
-    bias = [b.repeat(group).to(device) for b in biases]
     speed, bias_speed = [torch.zeros_like(w) for w in weight], [torch.zeros_like(b) for b in bias]
     rate = torch.tensor(rates, dtype=torch.float32, device=device).repeat_interleave(classes)
-    for epoch in range(epochs):
-        order = epoch_order(clips, epoch).to(device) if batches > 1 else torch.arange(clips, device=device)
-        torch.index_select(source, 0, order, out=shuffled)
-        torch.index_select(truth, 0, order, out=shuffled_truth)
-        parts = list(zip(shuffled.split(recipe.batch_size), shuffled_truth.split(recipe.batch_size), strict=True))
-        visits = [batch_order(batches, epoch, seed) for seed in seeds]
-        for step in range(batches):
-            now = -recipe.factor(epoch * batches + step, epochs, batches) * rate
-            for i in range(len(seeds)):
-                x, t = parts[visits[i][step]]
+    buffers = [(torch.empty_like(source), torch.empty_like(truth)) for _ in range(min(2, epochs))]
+    locks = [Lock() for _ in seeds]
+
+    @torch.no_grad()
+    def visit(i: int, epoch: int) -> None:
+        """One epoch of one seed; the lock keeps a seed's epochs in order when threads run ahead."""
+        with locks[i]:
+            x_parts, t_parts = (b.split(recipe.batch_size) for b in buffers[epoch % 2])
+            for step, batch in enumerate(batch_order(batches, epoch, seeds[i])):
+                x, t = x_parts[batch], t_parts[batch]
+                now = -recipe.factor(epoch * batches + step, epochs, batches) * rate
                 logits = torch.addmm(bias[i], x, weight[i].T).view(len(x), group, classes)
                 error = torch.softmax(logits, 2).sub_(t[:, None]).view(len(x), -1)
                 torch.addmm(speed[i], error.T, x, beta=recipe.momentum, alpha=1.0 / len(x), out=speed[i])
@@ -194,8 +202,91 @@ def fit(
                     bias_speed[i].add_(bias[i], alpha=recipe.weight_decay)
                 weight[i].addcmul_(speed[i], now[:, None])
                 bias[i].addcmul_(bias_speed[i], now)
+
+    def shuffle(epoch: int) -> None:
+        order = epoch_order(clips, epoch).to(device) if batches > 1 else torch.arange(clips, device=device)
+        torch.index_select(source, 0, order, out=buffers[epoch % 2][0])
+        torch.index_select(truth, 0, order, out=buffers[epoch % 2][1])
+
+    # On a CPU seeds run side by side, one thread each: steps are too short to be worth splitting over cores.
+    threads = torch.get_num_threads()
+    workers = min(threads, len(seeds)) if device.type == "cpu" and source.numel() > 1_000_000 else 1
+    with _Pool(workers) as run:
+        for first in range(0, epochs, 2):
+            both = range(first, min(first + 2, epochs))
+            for epoch in both:
+                shuffle(epoch)
+            run(visit, [(i, epoch) for epoch in both for i in range(len(seeds))])
+    if basis is not None:
+        weight = [w + (new - w @ basis) @ basis.T for w, new in zip(weights, weight, strict=True)]
     stacked = torch.stack(weight).view(-1, classes, width)
     return Heads(stacked, torch.stack(bias).view(-1, classes), mean, scale, epochs * batches)
+
+
+@torch.no_grad()
+def fit_lists(
+    features: Tensor,
+    labels: Tensor,
+    lists: Tensor,
+    classes: int,
+    recipe: Recipe,
+    seeds: Sequence[int],
+    rate: float | None,
+    statistics: tuple[Tensor, Tensor] | None = None,
+) -> Heads:
+    """One head per list of labelled clips, each trained on its whole list at every step, all lists at once.
+
+    Args:
+        features: `(N, D)` float32.
+        labels: `(N,)` int64.
+        lists: `(R, n)` int64 rows of the labelled clips of each list, n at most the recipe's batch size.
+        classes: number of classes.
+        recipe: optimiser and schedule.
+        seeds: R seeds of the initial weights.
+        rate: learning rate; None takes :func:`stable_rate` of each list.
+        statistics: mean and scale to standardise by.
+    """
+    mean, scale = statistics if statistics is not None else (None, None)
+    picked = features[lists]
+    source = picked if mean is None or scale is None else (picked - mean) * scale  # (R, n, D)
+    own = [stable_rate(x, None) if rate is None else rate for x in source]
+    start = [initial(recipe, classes, features.shape[1], seed) for seed in seeds]
+    weights = torch.stack([w for w, _ in start]).to(features.device)
+    bias = torch.stack([b for _, b in start]).to(features.device)[:, None]
+    truth = torch.nn.functional.one_hot(labels[lists], classes).float()
+    # In terms of the clips' inner products: weights move only along the labelled clips (see fit).
+    inner, base = source @ source.transpose(1, 2), torch.baddbmm(bias, source, weights.transpose(1, 2))
+    move = torch.zeros_like(truth)  # (R, n, C): weights = initial + move^T source
+    speed, bias_move, bias_speed = torch.zeros_like(move), torch.zeros_like(bias), torch.zeros_like(bias)
+    step_size = torch.tensor(own, device=features.device)[:, None, None] / lists.shape[1]
+    epochs, _ = recipe.steps(lists.shape[1])
+    for step in range(epochs):
+        error = torch.softmax(torch.baddbmm(base + bias_move, inner, move), 2).sub_(truth)
+        now = -recipe.factor(step, epochs, 1) * step_size
+        speed.mul_(recipe.momentum).add_(error)
+        bias_speed.mul_(recipe.momentum).add_(error.sum(1, keepdim=True))
+        move.addcmul_(speed, now)
+        bias_move.addcmul_(bias_speed, now)
+    weights.baddbmm_(move.transpose(1, 2), source)
+    return Heads(weights, (bias + bias_move)[:, 0], mean, scale, epochs)
+
+
+class _Pool:
+    """Calls in order, over so many threads, each of which computes on one core."""
+
+    def __init__(self, workers: int) -> None:
+        self.workers, self.threads = workers, torch.get_num_threads()
+
+    def __enter__(self) -> Callable[[Callable[..., None], Sequence[tuple[int, int]]], None]:
+        if self.workers < 2:
+            return lambda call, arguments: [call(*a) for a in arguments] and None
+        self.pool = ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
+        return lambda call, arguments: list(self.pool.map(lambda a: call(*a), arguments)) and None
+
+    def __exit__(self, *_: object) -> None:
+        if self.workers > 1:
+            self.pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(self.threads)  # a new thread would start with the workers' number
 
 
 def stable_rate(features: Tensor, statistics: tuple[Tensor, Tensor] | None) -> float:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from skelact.protocols.base import Answer, Labels, Protocol, label_name, label_rows, summarise
 from skelact.protocols.features import FeatureTable, Subject
-from skelact.protocols.heads import Heads, Recipe, fit, get_recipe, stable_rate, standardise
+from skelact.protocols.heads import Heads, Recipe, fit, fit_lists, get_recipe, stable_rate, standardise
 
 
 def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -66,11 +66,16 @@ def train_heads(
     if labels == "all":
         rate = stable_rate(table.features, statistics) if rate is None else rate
         return fit(table.features, table.labels, classes, recipe, range(seed, seed + count), [rate], statistics)
+    lists = [torch.from_numpy(label_rows(table, int(labels), draw)) for draw in range(count)]
+    seeds = range(seed, seed + count)
+    if len(lists[0]) <= recipe.batch_size and not recipe.weight_decay:
+        rows = torch.stack(lists).to(table.features.device)
+        return fit_lists(table.features, table.labels, rows, classes, recipe, seeds, rate, statistics)
     parts = []
-    for draw in range(count):
-        few = table.select(label_rows(table, int(labels), draw))
+    for own_seed, rows in zip(seeds, lists, strict=True):
+        few = table.select(rows.numpy())
         own = stable_rate(few.features, statistics) if rate is None else rate
-        parts.append(fit(few.features, few.labels, classes, recipe, [seed + draw], [own], statistics))
+        parts.append(fit(few.features, few.labels, classes, recipe, [own_seed], [own], statistics))
     mean, scale = parts[0].mean, parts[0].scale
     return Heads(torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]), mean, scale, parts[0].steps)
 
@@ -85,7 +90,7 @@ class LinearProbe(Protocol):
     With n labels per class: each repetition has its own list of labelled clips. A validation part would hold more
     labels than there are, so a recipe with several rates takes one by a rule that sees no label at all (the inverse of
     the loss's curvature), the same for every encoder; features are standardised by all training clips, whose labels
-    that does not touch. As the labelled clips fit into one batch, training is full-batch.
+    that does not touch. Where the labelled clips fit into one batch, training is full-batch.
 
     Args:
         recipe: name in :data:`~skelact.protocols.heads.RECIPES`: `skelact_linear_v1`, `umurl`, `aimclr`, `mamp`, ...

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from skelact.protocols.base import Answer, Labels, Protocol, label_name, label_rows
+from skelact.protocols.base import Answer, Labels, Protocol, label_name
 from skelact.protocols.features import FeatureTable, Subject, Subset, subset_name, subsets
 from skelact.protocols.heads import get_recipe
 from skelact.protocols.linear import LinearProbe, train_heads
-from skelact.protocols.retrieval import knn_correct
+from skelact.protocols.retrieval import few_label_correct, knn_correct
 from skelact.results import bootstrap_interval, t_interval
 
 
@@ -101,8 +101,8 @@ def _neighbours(
     """`(repetitions, Q)` bool: recognised by the nearest neighbour; one repetition with all labels."""
     if labels == "all":
         return knn_correct(queries, gallery, classes, [1])[0][1][None]
-    lists = (gallery.select(label_rows(gallery, int(labels), draw)) for draw in range(draws))
-    return np.stack([knn_correct(queries, few, classes, [1])[0][1] for few in lists])
+    runs = few_label_correct(queries, gallery, classes, int(labels), draws, [1])
+    return np.stack([right[1] for right, *_ in runs])
 
 
 def _filled(

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from skelact.protocols.base import Answer, Labels, Protocol, label_name, label_rows, summarise
 from skelact.protocols.features import FeatureTable, Subject
@@ -39,6 +40,21 @@ def knn_correct(
     neighbours = gallery.labels[found.index]
     right = {n: (vote(neighbours[:, :n], classes) == queries.labels).cpu().numpy() for n in k}
     return right, class_scores(found, gallery.labels, classes)
+
+
+def few_label_correct(
+    queries: FeatureTable, gallery: FeatureTable, classes: int, per_class: int, draws: int, k: Sequence[int]
+) -> Iterator[tuple[dict[int, np.ndarray], Tensor, int]]:
+    """As :func:`knn_correct` with only the labelled clips of each draw as gallery; also yields their number."""
+    lists = [torch.from_numpy(label_rows(gallery, per_class, draw)) for draw in range(draws)]
+    used, position = torch.unique(torch.cat(lists), return_inverse=True)
+    few = gallery.features[used.to(gallery.features.device)]
+    cosine = F.normalize(queries.features, dim=1) @ F.normalize(few, dim=1).T
+    for rows, columns in zip(lists, position.split([len(rows) for rows in lists]), strict=True):
+        value, at = cosine[:, columns.to(cosine.device)].topk(min(max(k), len(rows)), 1)
+        own = gallery.labels[rows.to(gallery.labels.device)]
+        right = {n: (vote(own[at[:, :n]], classes) == queries.labels).cpu().numpy() for n in k}
+        yield right, class_scores(Neighbours(at, value), own, classes), len(rows)
 
 
 class Retrieval(Protocol):
@@ -95,12 +111,10 @@ class Retrieval(Protocol):
                 )
                 continue
             k = [n for n in self.k if n <= int(labels)] or [1]
-            runs, hits, total = [], np.zeros(len(queries)), 0
-            for draw in range(self.draws):
-                few = gallery.select(label_rows(gallery, int(labels), draw))
-                right, scores = knn_correct(queries, few, classes, [n for n in k if n <= len(few)])
+            runs, hits, total, size = [], np.zeros(len(queries)), torch.tensor(0.0), 0
+            for right, scores, size in few_label_correct(queries, gallery, classes, int(labels), self.draws, k):
                 runs.append({f"knn{n}": 100.0 * float(v.mean()) for n, v in right.items()})
                 hits, total = hits + right[k[0]], total + scores
             metrics, ci95, more = summarise(runs, 100.0 * hits / self.draws, queries.groups, f"knn{k[0]}")
             scores = (total / self.draws).cpu().numpy()
-            yield Answer(metrics, ci95, "none", scores=scores, extra=extra | {"gallery": len(few)} | more)
+            yield Answer(metrics, ci95, "none", scores=scores, extra=extra | {"gallery": size} | more)
