@@ -4,11 +4,11 @@ import inspect
 from pathlib import Path
 
 import pytest
+import skelact.conf
 import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-import skelact.conf
 from skelact.engine.build import build, locate
 
 CONF = Path(skelact.conf.__path__[0])
@@ -106,4 +106,5 @@ def test_own_configs_are_found(tmp_path, monkeypatch, capsys):
         assert main([f"experiment={name}", "--cfg", "job"]) == 0
         assert f"frames: {frames}" in capsys.readouterr().out
     assert main(["--help"]) == 0
-    assert "mine" in (text := capsys.readouterr().out) and "umurl_hdm05" in text
+    listed = capsys.readouterr().out
+    assert "mine" in listed and "umurl_hdm05" in listed

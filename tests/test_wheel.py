@@ -22,7 +22,16 @@ def test_the_wheel_carries_everything(tmp_path):
         if (ROOT / name).is_file():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, source / name)
-    build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path / "dist"), str(source)]
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "--wheel",
+        "--outdir",
+        str(tmp_path / "dist"),
+        str(source),
+    ]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     target = tmp_path / "installed"
@@ -34,7 +43,12 @@ def test_the_wheel_carries_everything(tmp_path):
     assert not any(name.startswith("tests/") for name in names)
     empty = tmp_path / "empty"
     empty.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(target), "SKELACT_DATA": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(target),
+        "SKELACT_DATA": str(tmp_path / "data"),
+        "OMP_NUM_THREADS": "1",
+    }
     code = (
         "import sys, skelact, skelact.conf; from skelact.cli import main; "
         f"assert skelact.__file__.startswith({str(target)!r}), skelact.__file__; "

@@ -20,7 +20,9 @@ from skelact.clips import RaggedClips
 _PARTS = ("data", "augmentation", "forward", "backward", "optimiser")
 
 
-def made_up_clips(count: int, persons: int, joints: int, channels: int, device: torch.device, seed: int = 0) -> RaggedClips:
+def made_up_clips(
+    count: int, persons: int, joints: int, channels: int, device: torch.device, seed: int = 0
+) -> RaggedClips:
     """Clips of 60 to 180 frames of smooth random motion, `(F, M, V, C)` float32 on `device`."""
     generator = torch.Generator().manual_seed(seed)
     length = torch.randint(60, 181, (count,), generator=generator)
@@ -147,10 +149,15 @@ def measure(config: Mapping[str, Any]) -> dict[str, Any]:
     dtype = torch.float32 if precision.startswith("32") else torch.bfloat16
     peak = peak_matmul_flops(device, dtype, min(seconds, 2.0))
     batch = step.batch()
-    singly = _time(lambda: [method.views(batch.select(batch.index.new_tensor([i]))) for i in range(8)], device, seconds / 5) / 8
+    singly = (
+        _time(lambda: [method.views(batch.select(batch.index.new_tensor([i]))) for i in range(8)], device, seconds / 5)
+        / 8
+    )
     numbers: dict[str, Any] = {
         "method": type(method).__name__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
         "precision": precision,
         "parameters, millions": sum(p.numel() for p in method.parameters()) / 1e6,
         "batch": batch_size,

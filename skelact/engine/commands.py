@@ -33,7 +33,9 @@ def prepare(cfg: DictConfig) -> int:
     node = cfg.data.get("reader")
     name = str(cfg.data.name)
     if node is None:
-        raise SkelactError(f"prepare: there is no reader for data={name} yet; give your own with data.reader._target_=package.Class")
+        raise SkelactError(
+            f"prepare: there is no reader for data={name} yet; give your own with data.reader._target_=package.Class"
+        )
     if OmegaConf.is_missing(cfg.data, "layout"):
         raise SkelactError("prepare: say which joints the clips have: layout=NAME or layout=FILE.yaml")
     reader = build({**_plain(node), **(_plain(cfg.options) or {})}, "data.reader")
@@ -134,7 +136,7 @@ def benchmark(cfg: DictConfig) -> int:
     if kind == "method":
         from skelact.benchmarks.training import measure
 
-        numbers = measure(_plain(_resolved(cfg)))
+        numbers = measure(_resolved(cfg))
     elif kind in ("data", "linear", "retrieval"):
         module = importlib.import_module(f"skelact.benchmarks.{kind}")
         function = module.measure
@@ -144,7 +146,13 @@ def benchmark(cfg: DictConfig) -> int:
         raise SkelactError(f"benchmark kind={kind} is none of data, linear, retrieval, method")
     console = Console(highlight=False, soft_wrap=True)
     for key, value in numbers.items():
-        text = f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1e4 else f"{value:,.0f}" if isinstance(value, float) else value
+        text = (
+            f"{value:,.4g}"
+            if isinstance(value, float) and abs(value) < 1e4
+            else f"{value:,.0f}"
+            if isinstance(value, float)
+            else value
+        )
         console.print(f"{key:44s} {text}", markup=False)
     if cfg.output:
         from skelact.engine.files import replace_text
@@ -153,5 +161,7 @@ def benchmark(cfg: DictConfig) -> int:
     return 0
 
 
-def _resolved(cfg: DictConfig) -> DictConfig:
-    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
+def _resolved(cfg: DictConfig) -> dict[str, Any]:
+    del cfg.data["reader"]
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    return resolved

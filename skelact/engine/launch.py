@@ -84,7 +84,9 @@ def launch(config: Mapping[str, Any], run_dir: Path) -> None:
         if failure.exists():
             raise SkelactError(failure.read_text(encoding="utf-8").strip()) from error
         rank, first = error.get_first_failure()
-        raise SkelactError(f"process {rank} of {count} ended with exit code {first.exitcode}; see its messages above") from error
+        raise SkelactError(
+            f"process {rank} of {count} ended with exit code {first.exitcode}; see its messages above"
+        ) from error
     finally:  # the launcher leaves variables behind that the next job of a sweep must not see
         for name in set(os.environ) - set(before):
             del os.environ[name]

@@ -67,7 +67,9 @@ def confusion_figure(run: Path, class_names: list[str]) -> Any:
     from skelact.results import load_scores
 
     scores = load_scores(run)
-    keys = sorted(scores.scores, key=lambda k: (not k.startswith("linear/"), "untrained" in k, "raw" in k, "all" not in k))
+    keys = sorted(
+        scores.scores, key=lambda k: (not k.startswith("linear/"), "untrained" in k, "raw" in k, "all" not in k)
+    )
     known = scores.labels >= 0
     return confusion(scores.labels[known], scores.entry(keys[0]).argmax(1)[known], class_names, keys[0])
 
@@ -116,7 +118,9 @@ def _clip(cfg: DictConfig) -> list[Path]:
             frames = batch.clip(row).cpu().numpy()
             mask = batch.clip_mask(row).cpu().numpy()
             break
-    title = f"{datamodule.class_names[labels[position]]}\n{names[position]}" if labels[position] >= 0 else names[position]
+    title = (
+        f"{datamodule.class_names[labels[position]]}\n{names[position]}" if labels[position] >= 0 else names[position]
+    )
     pictures = clip_frames(frames, datamodule.layout, mask, title)
     # Thinned clips keep their duration.
     fps = float(datamodule.card.get("fps") or 30.0) * len(pictures) / len(frames)

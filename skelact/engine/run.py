@@ -194,7 +194,9 @@ def pick_device(trainer: Mapping[str, Any]) -> Any:
     if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if accelerator in ("gpu", "cuda"):
-        raise ConfigError(f"trainer.accelerator={accelerator}, but no GPU can be used here; try trainer=auto or trainer=cpu")
+        raise ConfigError(
+            f"trainer.accelerator={accelerator}, but no GPU can be used here; try trainer=auto or trainer=cpu"
+        )
     return torch.device("cpu")
 
 
@@ -277,9 +279,9 @@ def _announce(config: Mapping[str, Any], datamodule: Any, method: Any, run_dir: 
 
     parameters = sum(p.numel() for p in method.parameters())
     source = f" from {config['checkpoint']}" if config.get("checkpoint") else ""
-    split = config["data"].get("split", "")
+    split, streams = config["data"].get("split", ""), "+".join(method.streams)
     lines = [
-        f"method    {type(method).__name__}{source}, {parameters / 1e6:.2f} M parameters, streams {'+'.join(method.streams)}",
+        f"method    {type(method).__name__}{source}, {parameters / 1e6:.2f} M parameters, streams {streams}",
         f"data      {datamodule.name} {split}, {datamodule.num_classes} classes, layout {method.layout.name}",
         f"protocol  {', '.join(_plan(config))}   seed {config['seed']}   device {device}",
         f"run       {run_dir}",

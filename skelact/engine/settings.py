@@ -52,9 +52,9 @@ def freeze(cfg: DictConfig, overrides: Sequence[str] = (), choices: Mapping[str,
         if cfg.get("checkpoint"):
             inherit(cfg, overrides)
         complete_from_card(cfg)
-        frozen = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(frozen, dict)
-    frozen = {str(key): value for key, value in frozen.items()}
+        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    frozen: dict[str, Any] = {str(key): value for key, value in container.items()}
     _check(frozen)
     return frozen
 
@@ -113,7 +113,8 @@ def _check_layout(cfg: DictConfig, card: Mapping[str, Any]) -> None:
     found = None if OmegaConf.is_missing(cfg.data, "layout") else cfg.data.get("layout")
     if found is None:
         return
-    layout = get_layout(OmegaConf.to_container(found) if OmegaConf.is_config(found) else found)
+    named: Any = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+    layout = get_layout(named)
     if layout.joints != trained.joints:
         raise ConfigError(
             f"checkpoint {cfg.checkpoint} was trained on layout {trained.name} ({trained.num_joints} joints), the data "

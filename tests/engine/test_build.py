@@ -24,7 +24,7 @@ from skelact.errors import SkelactError
     ],
 )
 def test_targets_outside_are_refused(target):
-    with pytest.raises(SkelactError, match="may|found"):
+    with pytest.raises(SkelactError, match=r"may|found"):
         build({"_target_": target, "anything": 1})
 
 

@@ -85,7 +85,7 @@ def test_missing_and_cut_files_are_named(trained, tmp_path):
         find(tmp_path)
     whole = (trained / "checkpoints" / "last.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match="cut.ckpt"):
+    with pytest.raises(CheckpointError, match=r"cut\.ckpt"):
         read(tmp_path / "cut.ckpt")
 
 

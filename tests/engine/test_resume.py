@@ -14,7 +14,10 @@ import torch
 
 def weights(run):
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    return {**content["state_dict"], **{f"adam{i}": s["exp_avg"] for i, s in content["optimizer_states"][0]["state"].items()}}
+    return {
+        **content["state_dict"],
+        **{f"adam{i}": s["exp_avg"] for i, s in content["optimizer_states"][0]["state"].items()},
+    }
 
 
 def assert_same(one, other):
@@ -66,7 +69,9 @@ def test_after_a_kill(skelact_run, home, tiny_options, rank_environment, tmp_pat
         "m.UmURL.training_step = last\n"
         "from skelact.cli import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", code, *options], cwd=tmp_path, env=rank_environment, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options], cwd=tmp_path, env=rank_environment, capture_output=True
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     saved = torch.load(tmp_path / "killed" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 4
