@@ -164,6 +164,7 @@ def measure(config: Mapping[str, Any]) -> dict[str, Any]:
         "clips/s": batch_size / whole,
         "step, ms": 1e3 * whole,
     }
+    numbers |= _straightforward(method, step, device, seconds)
     numbers |= {f"  {name}, ms": 1e3 * value for name, value in parts.items()}
     return numbers | {
         "waiting for data, % of the time": 100 * parts["data"] / sum(parts.values()),
@@ -174,3 +175,26 @@ def measure(config: Mapping[str, Any]) -> dict[str, Any]:
         "augmentation, clips/s": batch_size / parts["augmentation"],
         "augmentation one clip at a time, clips/s": 1.0 / singly,
     }
+
+
+def _straightforward(method: Any, step: _Step, device: torch.device, seconds: float) -> dict[str, float]:
+    """The same step written down plainly, given its views; nothing where a method has no such form."""
+    from skelact.methods.umurl import UmURL
+
+    if not isinstance(method, UmURL):
+        return {}
+    from skelact.benchmarks.straightforward_umurl import StraightforwardUmURL
+
+    batch = step.batch()
+    views = [view for view, _ in method.views(batch)]
+    plain = StraightforwardUmURL(method).to(device)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=5e-4, weight_decay=1e-5)
+
+    def plain_step() -> None:
+        with step.autocast():
+            loss = plain.loss(views)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return {"straightforward step without augmentation, ms": 1e3 * _time(plain_step, device, seconds)}

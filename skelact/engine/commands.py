@@ -139,20 +139,15 @@ def benchmark(cfg: DictConfig) -> int:
         numbers = measure(_resolved(cfg))
     elif kind in ("data", "linear", "retrieval"):
         module = importlib.import_module(f"skelact.benchmarks.{kind}")
-        function = module.measure
+        function = getattr(module, "measure", None) or module.benchmark_views
         wanted = {"seconds": float(cfg.seconds), "threads": int(cfg.threads), "seed": int(cfg.seed)}
         numbers = function(**{k: v for k, v in wanted.items() if k in inspect.signature(function).parameters})
     else:
         raise SkelactError(f"benchmark kind={kind} is none of data, linear, retrieval, method")
     console = Console(highlight=False, soft_wrap=True)
     for key, value in numbers.items():
-        text = (
-            f"{value:,.4g}"
-            if isinstance(value, float) and abs(value) < 1e4
-            else f"{value:,.0f}"
-            if isinstance(value, float)
-            else value
-        )
+        text = f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1e4 else value
+        text = f"{text:.4g}" if isinstance(text, float) else text
         console.print(f"{key:44s} {text}", markup=False)
     if cfg.output:
         from skelact.engine.files import replace_text
@@ -162,6 +157,8 @@ def benchmark(cfg: DictConfig) -> int:
 
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
-    del cfg.data["reader"]
+    OmegaConf.set_struct(cfg, False)
+    if "reader" in cfg.data:
+        del cfg.data["reader"]
     resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     return resolved

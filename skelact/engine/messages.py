@@ -57,8 +57,8 @@ def _hydra_line(error: BaseException) -> str:
         return f"{group}={name}: there is no such choice{_nearest(name, options)}; {group} can be {', '.join(options)}"
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found.group(1)
-        return f"{key}: there is no such key in the config{_nearest(key, known_keys())} "
-            f"(skelact --cfg job lists them all; +{key}=... adds it)"
+        near = _nearest(key, known_keys())
+        return f"{key}: there is no such key{near} (skelact --cfg job lists them all; +{key}=... adds it)"
     if found := re.search(r"In '([^']+)': Could not find '([^']+)'", text):
         return f"config {found.group(1)}: could not find {found.group(2)}"
     if override := getattr(error, "override", None):
