@@ -60,8 +60,8 @@ def _average(runs: list[Record]) -> Record:
 def table_rows(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of a table.
 
-    One row per record, a metric's cell is `mean [low, high]`. Metrics named `measure/what` (stream subsets) make one row
-    per measure, with a column for each `what` and the shorter cell `mean +-half width`.
+    One row per record, a metric's cell is `mean [low, high]`. Metrics named `measure/what` (stream subsets) make one
+    row per measure, with a column for each `what` and the shorter cell `mean ±half width`.
     """
     keys = [k for k in ("labels", "head") if any(k in r.extra for r in records)]
     split = any("/" in m for r in records for m in r.metrics)
@@ -130,7 +130,9 @@ def csv_text(records: Sequence[Record]) -> str:
 
     out = io.StringIO()
     write = csv.writer(out, lineterminator="\n").writerow
-    write(["protocol", "data", "split", "method", "labels", "head", "seed", "selection", "metric", "value", "low", "high"])
+    write(
+        ["protocol", "data", "split", "method", "labels", "head", "seed", "selection", "metric", "value", "low", "high"]
+    )
     for r in records:
         setting = [r.protocol, r.data, r.split, r.method, r.extra.get("labels", ""), r.extra.get("head", "")]
         for name, value in r.metrics.items():

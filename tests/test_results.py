@@ -42,7 +42,9 @@ def test_records_survive_the_file_and_have_the_agreed_keys(tmp_path):
 
 
 def test_numbers_that_json_cannot_hold(tmp_path):
-    file = write_records(tmp_path / "results.json", [record(metrics={"loss": math.nan}, ci95={}, extra={"n": np.int64(3)})])
+    file = write_records(
+        tmp_path / "results.json", [record(metrics={"loss": math.nan}, ci95={}, extra={"n": np.int64(3)})]
+    )
     assert math.isnan(read_records(file)[0].metrics["loss"])
     assert read_records(file)[0].extra == {"n": 3}
 

@@ -19,7 +19,10 @@ def record(**changes) -> Record:
 
 def test_seeds_are_averaged_and_settings_kept_apart(tmp_path):
     for seed, top1 in enumerate((80.0, 82.0, 84.0)):
-        rows = [record(seed=seed, metrics={"top1": top1}), record(seed=seed, method="raw pose", extra={"labels": "1/class"})]
+        rows = [
+            record(seed=seed, metrics={"top1": top1}),
+            record(seed=seed, method="raw pose", extra={"labels": "1/class"}),
+        ]
         write_records(tmp_path / str(seed) / "results.json", rows)
     found = gather_results([tmp_path])
     assert [(r.method, r.extra["seeds"]) for r in found] == [("umurl", [0, 1, 2]), ("raw pose", [0, 1, 2])]

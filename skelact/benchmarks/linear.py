@@ -6,7 +6,12 @@ import time
 
 
 def measure(
-    seed: int = 0, clips: int = 40_000, width: int = 2048, classes: int = 60, seeds: int = 5, epochs: int = 100,
+    seed: int = 0,
+    clips: int = 40_000,
+    width: int = 2048,
+    classes: int = 60,
+    seeds: int = 5,
+    epochs: int = 100,
     selection: bool = True,
 ) -> dict[str, float | str]:
     """Time the recipe `skelact_linear_v1` on made-up features, choice of the learning rate included.
@@ -40,7 +45,9 @@ def measure(
         table = FeatureTable(features, labels, [str(i) for i in range(clips)], np.arange(clips))
         rows = np.arange(clips)
         start = time.perf_counter()
-        rate = choose_rate(table.select(rows[: clips * 9 // 10]), table.select(rows[clips * 9 // 10 :]), classes, recipe, 0)
+        rate = choose_rate(
+            table.select(rows[: clips * 9 // 10]), table.select(rows[clips * 9 // 10 :]), classes, recipe, 0
+        )
         chosen = time.perf_counter() - start
     start, cpu = time.perf_counter(), time.process_time()
     heads = fit(features, labels, classes, recipe, range(seeds), [rate])

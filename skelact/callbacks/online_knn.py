@@ -21,8 +21,7 @@ def effective_rank(features: Tensor) -> float:
 
 
 def feature_std(features: Tensor) -> float:
-    """Mean over dimensions of the standard deviation of L2-normalised features, times sqrt(D): 1 when spread evenly,
-    0 when collapsed."""
+    """Mean standard deviation of the dimensions of unit features, times sqrt(D): 1 when spread evenly, 0 collapsed."""
     unit = torch.nn.functional.normalize(features.float(), dim=1)
     return float(unit.std(0).mean() * unit.shape[1] ** 0.5)
 
@@ -40,7 +39,9 @@ class OnlineKNN(pl.Callback):
         max_queries: at most so many validation clips.
     """
 
-    def __init__(self, every_n_epochs: int = 10, max_gallery: int | None = 4096, max_queries: int | None = 2048) -> None:
+    def __init__(
+        self, every_n_epochs: int = 10, max_gallery: int | None = 4096, max_queries: int | None = 2048
+    ) -> None:
         if every_n_epochs < 1:
             raise ValueError(f"every_n_epochs={every_n_epochs} must be at least 1")
         self.every_n_epochs, self.max_gallery, self.max_queries = every_n_epochs, max_gallery, max_queries

@@ -192,7 +192,9 @@ def label_rows(table: FeatureTable, per_class: int, draw: int) -> np.ndarray:
 
 
 def summarise(
-    repetitions: Sequence[dict[str, float]], correct: np.ndarray | None = None, groups: np.ndarray | None = None,
+    repetitions: Sequence[dict[str, float]],
+    correct: np.ndarray | None = None,
+    groups: np.ndarray | None = None,
     metric: str = "top1",
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, Any]]:
     """Means and t-intervals over repetitions, and the clip bootstrap beside them.

@@ -7,10 +7,10 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ def extract_subsets(
     found = {s: torch.from_numpy(np.load(f, allow_pickle=False)) for s, f in files.items() if f.exists()}
     missing = [s for s in wanted if s not in found]
     if missing:
-        amp = nullcontext()
+        amp: AbstractContextManager[Any] = nullcontext()
         if precision not in (None, "32", "32-true"):
             if precision not in _PRECISIONS:
                 raise ValueError(f"precision={precision} is not known; choose from {', '.join(_PRECISIONS)}")
@@ -187,16 +187,15 @@ class _Columns:
         return FeatureTable(features, self.labels.to(features.device), self.names, self.groups)
 
 
-def _key(
-    method: Method, datamodule: SkeletonDataModule, part: str, precision: str | None, table: _Columns
-) -> str:
+def _key(method: Method, datamodule: SkeletonDataModule, part: str, precision: str | None, table: _Columns) -> str:
     """Everything that features depend on, as one hash."""
     weights = hashlib.sha256()
     for name, value in method.backbone.state_dict().items():
         weights.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     facts = [
-        weights.hexdigest(), repr(method.backbone), repr(method.sampler), method.layout, getattr(method, "use_mask", ""),
+        weights.hexdigest(), repr(method.backbone), repr(method.sampler), method.layout,
+        getattr(method, "use_mask", ""),
         datamodule.fingerprint, datamodule.layout, getattr(datamodule, "_normalize", None), part, precision,
         _digest(*table.names),
     ]  # fmt: skip
@@ -252,9 +251,7 @@ class Subject:
         if self.encoder == "raw_pose":
             found = raw_pose_subsets(self.method, self.datamodule, part, wanted, self.device)
         else:
-            found = extract_subsets(
-                self.method, self.datamodule, part, wanted, self.device, self.precision, self.cache
-            )
+            found = extract_subsets(self.method, self.datamodule, part, wanted, self.device, self.precision, self.cache)
         self.seconds += time.perf_counter() - start
         self.clips += len(next(iter(found.values())))
         return found

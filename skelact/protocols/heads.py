@@ -279,9 +279,18 @@ class _Pool:
 
     def __enter__(self) -> Callable[[Callable[..., None], Sequence[tuple[int, int]]], None]:
         if self.workers < 2:
-            return lambda call, arguments: [call(*a) for a in arguments] and None
+            return self._in_turn
         self.pool = ThreadPoolExecutor(self.workers, initializer=torch.set_num_threads, initargs=(1,))
-        return lambda call, arguments: list(self.pool.map(lambda a: call(*a), arguments)) and None
+        return self._side_by_side
+
+    @staticmethod
+    def _in_turn(call: Callable[..., None], arguments: Sequence[tuple[int, int]]) -> None:
+        for a in arguments:
+            call(*a)
+
+    def _side_by_side(self, call: Callable[..., None], arguments: Sequence[tuple[int, int]]) -> None:
+        for done in [self.pool.submit(call, *a) for a in arguments]:
+            done.result()
 
     def __exit__(self, *_: object) -> None:
         if self.workers > 1:

@@ -69,7 +69,7 @@ class MissingStreams(Protocol):
         side = train if val is None else {s: FeatureTable.join(train[s], val[s]) for s in every}
         classes = subject.datamodule.num_classes
         for labels in self.labels:
-            rate, selection = self.probe.rate(train[full], val and val[full], classes, labels, seed)
+            rate, selection = self.probe.rate(train[full], val[full] if val else None, classes, labels, seed)
             count = self.probe.seeds if labels == "all" else self.draws
             for head in self.heads:
                 queries = _filled(subject, side, test, full) if head == "fixed" else test
@@ -95,9 +95,7 @@ class MissingStreams(Protocol):
                 )  # fmt: skip
 
 
-def _neighbours(
-    queries: FeatureTable, gallery: FeatureTable, classes: int, labels: Labels, draws: int
-) -> np.ndarray:
+def _neighbours(queries: FeatureTable, gallery: FeatureTable, classes: int, labels: Labels, draws: int) -> np.ndarray:
     """`(repetitions, Q)` bool: recognised by the nearest neighbour; one repetition with all labels."""
     if labels == "all":
         return knn_correct(queries, gallery, classes, [1])[0][1][None]

@@ -65,7 +65,11 @@ class Pretrain:
         if loss is not None:
             metrics = {"loss": float(loss), **metrics}
         last = None if run_dir is None else Path(run_dir) / "checkpoints" / "last.ckpt"
-        extra: dict[str, Any] = {"encoder": "pretrained", "streams": "+".join(method.streams), "started_from": checkpoint}
+        extra: dict[str, Any] = {
+            "encoder": "pretrained",
+            "streams": "+".join(method.streams),
+            "started_from": checkpoint,
+        }
         return [
             Record(
                 protocol=self.name,

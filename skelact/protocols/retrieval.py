@@ -111,10 +111,13 @@ class Retrieval(Protocol):
                 )
                 continue
             k = [n for n in self.k if n <= int(labels)] or [1]
-            runs, hits, total, size = [], np.zeros(len(queries)), torch.tensor(0.0), 0
-            for right, scores, size in few_label_correct(queries, gallery, classes, int(labels), self.draws, k):
+            runs, hits, sizes = [], np.zeros(len(queries)), []
+            total = torch.zeros(len(queries), classes)
+            for right, found, size in few_label_correct(queries, gallery, classes, int(labels), self.draws, k):
                 runs.append({f"knn{n}": 100.0 * float(v.mean()) for n, v in right.items()})
-                hits, total = hits + right[k[0]], total + scores
+                hits += right[k[0]]
+                total += found.cpu()
+                sizes.append(size)
             metrics, ci95, more = summarise(runs, 100.0 * hits / self.draws, queries.groups, f"knn{k[0]}")
-            scores = (total / self.draws).cpu().numpy()
-            yield Answer(metrics, ci95, "none", scores=scores, extra=extra | {"gallery": size} | more)
+            mean = (total / self.draws).numpy()
+            yield Answer(metrics, ci95, "none", scores=mean, extra=extra | {"gallery": sizes[0]} | more)

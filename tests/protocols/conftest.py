@@ -21,7 +21,8 @@ def store(tmp_path_factory):
     layout = get_layout("kinect20")
     rule = {"factor": "subject", "train": [1, 2, 3], "val": {"factor": "subject", "values": [3]}}
     card = {
-        "name": "made_up", "layout": layout.to_dict(), "channels": ["x", "y", "z"], "unit": "m", "fps": 30.0, "persons": 1,
+        "name": "made_up", "layout": layout.to_dict(), "channels": ["x", "y", "z"], "unit": "m",
+        "fps": 30.0, "persons": 1,
         "class_names": ["wave", "bow", "jump"], "source": "made up", "licence": "none", "citation": "none",
         "splits": {"xsub": rule, "noval": {"factor": "subject", "train": [1, 2, 3]}},
     }  # fmt: skip

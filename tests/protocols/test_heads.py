@@ -34,7 +34,9 @@ def problem(n: int = 90, width: int = 12, classes: int = 4) -> tuple[torch.Tenso
     return centre[labels] + 2 * torch.randn(n, width, generator=generator) + 3, labels
 
 
-def plain(features: torch.Tensor, labels: torch.Tensor, classes: int, recipe: Recipe, seed: int, lr: float) -> nn.Linear:
+def plain(
+    features: torch.Tensor, labels: torch.Tensor, classes: int, recipe: Recipe, seed: int, lr: float
+) -> nn.Linear:
     """The same training with nn.Linear, BatchNorm statistics, autograd and torch.optim."""
     if recipe.normalize:
         norm = nn.BatchNorm1d(features.shape[1], affine=False, momentum=None)
@@ -107,7 +109,9 @@ def test_logits_standardise_as_in_training() -> None:
 
 def test_recipes_are_found_by_name_and_can_be_changed() -> None:
     assert get_recipe("umurl", epochs=3).epochs == 3
-    assert RECIPES["umurl"].factor(119 * 4, 150, 4) == 1 and RECIPES["umurl"].factor(140 * 4, 150, 4) == pytest.approx(0.01)
+    assert RECIPES["umurl"].factor(119 * 4, 150, 4) == 1 and RECIPES["umurl"].factor(140 * 4, 150, 4) == pytest.approx(
+        0.01
+    )
     with pytest.raises(SkelactError, match="skelact_linear_v1"):
         get_recipe("nonsense")
 

@@ -47,7 +47,9 @@ def test_few_label_galleries_hold_the_listed_clips_only(data, make) -> None:
 
         rows = label_subset(gallery.names, gallery.labels.numpy(), per_class=2, draw=draw)
         assert size == len(rows) == 6
-        model = KNeighborsClassifier(1, metric="cosine").fit(gallery.features[rows].numpy(), gallery.labels[rows].numpy())
+        model = KNeighborsClassifier(1, metric="cosine").fit(
+            gallery.features[rows].numpy(), gallery.labels[rows].numpy()
+        )
         expected = model.predict(queries.features.numpy()) == queries.labels.numpy()
         assert np.array_equal(right[1], expected)
         assert np.array_equal(scores.argmax(1).numpy() == queries.labels.numpy(), expected)
@@ -66,7 +68,9 @@ def test_linear_learns_the_made_up_motions(data, make, tmp_path) -> None:
 
 
 def test_an_untrained_method_is_called_so_and_has_no_twin(data, make) -> None:
-    records = Retrieval(k=[1], labels="all").run(make(0), data, untrained=make, encoder="untrained", checkpoint="x.ckpt")
+    records = Retrieval(k=[1], labels="all").run(
+        make(0), data, untrained=make, encoder="untrained", checkpoint="x.ckpt"
+    )
     assert [r.method for r in records] == ["umurl (untrained)", "raw pose"]
     assert [r.checkpoint for r in records] == [None, None]
 
