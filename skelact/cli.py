@@ -68,6 +68,9 @@ def _hydra(command: str, arguments: list[str]) -> int:
 
     register()
     task = _task(command)
+    # Hydra's parser wants its flags before the overrides; people write `skelact seed=1,2 -m`.
+    flags = [a for a in arguments if a in ("-m", "--multirun")]
+    arguments = [*flags, *(a for a in arguments if a not in flags)]
     resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "")
     if command == "run" and resume not in ("", "null") and not any(a.startswith("run_dir=") for a in arguments):
         arguments = [*arguments, f"run_dir={resume}", "hydra.output_subdir=null"]

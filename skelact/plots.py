@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Colour-blind safe (Okabe and Ito); left and right limbs of one hue family differ in it.
-_PARTS = {"torso": "#000000", "left_arm": "#0072B2", "right_arm": "#D55E00", "left_leg": "#56B4E9", "right_leg": "#E69F00"}
+_PARTS = {
+    "torso": "#000000",
+    "left_arm": "#0072B2",
+    "right_arm": "#D55E00",
+    "left_leg": "#56B4E9",
+    "right_leg": "#E69F00",
+}
 
 
 def _figure(width: float, height: float, dpi: int = 120) -> Figure:
@@ -75,12 +81,14 @@ def clip_frames(
         axes.set(xlim=(centre[0] - reach, centre[0] + reach), ylim=(centre[1] - reach, centre[1] + reach))
         axes.set_aspect("equal")
         axes.set_axis_off()
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=7)
         for m in range(frames.shape[1]):
             for child, parent in layout.bones:
                 if seen[t, m, child] and seen[t, m, parent]:
                     ends = [child, parent]
-                    axes.plot(across[t, m, ends], up[t, m, ends], color=_PARTS.get(part.get(child, ""), "#444444"), lw=2)
+                    axes.plot(
+                        across[t, m, ends], up[t, m, ends], color=_PARTS.get(part.get(child, ""), "#444444"), lw=2
+                    )
             axes.scatter(across[t, m][seen[t, m]], up[t, m][seen[t, m]], s=6, color="#222222", zorder=3)
         figure.canvas.draw()
         pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())  # type: ignore[attr-defined]
@@ -146,7 +154,9 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[s
         axes.set_yticks(range(count), class_names, fontsize=7)
     if count <= 20:
         for i, j in zip(*np.nonzero(share >= 0.5), strict=True):
-            axes.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=6, color="w" if share[i, j] > 55 else "k")
+            axes.text(
+                j, i, f"{share[i, j]:.0f}", ha="center", va="center", fontsize=6, color="w" if share[i, j] > 55 else "k"
+            )
     axes.set(xlabel="predicted", ylabel="true", title=title)
     return figure
 

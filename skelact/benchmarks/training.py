@@ -20,7 +20,9 @@ from skelact.clips import RaggedClips
 _PARTS = ("data", "augmentation", "forward", "backward", "optimiser")
 
 
-def made_up_clips(count: int, persons: int, joints: int, channels: int, device: torch.device, seed: int = 0) -> RaggedClips:
+def made_up_clips(
+    count: int, persons: int, joints: int, channels: int, device: torch.device, seed: int = 0
+) -> RaggedClips:
     """Clips of 60 to 180 frames of smooth random motion, `(F, M, V, C)` float32 on `device`."""
     generator = torch.Generator().manual_seed(seed)
     length = torch.randint(60, 181, (count,), generator=generator)
@@ -147,16 +149,22 @@ def measure(config: Mapping[str, Any]) -> dict[str, Any]:
     dtype = torch.float32 if precision.startswith("32") else torch.bfloat16
     peak = peak_matmul_flops(device, dtype, min(seconds, 2.0))
     batch = step.batch()
-    singly = _time(lambda: [method.views(batch.select(batch.index.new_tensor([i]))) for i in range(8)], device, seconds / 5) / 8
+    singly = (
+        _time(lambda: [method.views(batch.select(batch.index.new_tensor([i]))) for i in range(8)], device, seconds / 5)
+        / 8
+    )
     numbers: dict[str, Any] = {
         "method": type(method).__name__,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
         "precision": precision,
         "parameters, millions": sum(p.numel() for p in method.parameters()) / 1e6,
         "batch": batch_size,
         "clips/s": batch_size / whole,
         "step, ms": 1e3 * whole,
     }
+    numbers |= _straightforward(method, step, device, seconds)
     numbers |= {f"  {name}, ms": 1e3 * value for name, value in parts.items()}
     return numbers | {
         "waiting for data, % of the time": 100 * parts["data"] / sum(parts.values()),
@@ -167,3 +175,26 @@ def measure(config: Mapping[str, Any]) -> dict[str, Any]:
         "augmentation, clips/s": batch_size / parts["augmentation"],
         "augmentation one clip at a time, clips/s": 1.0 / singly,
     }
+
+
+def _straightforward(method: Any, step: _Step, device: torch.device, seconds: float) -> dict[str, float]:
+    """The same step written down plainly, given its views; nothing where a method has no such form."""
+    from skelact.methods.umurl import UmURL
+
+    if not isinstance(method, UmURL):
+        return {}
+    from skelact.benchmarks.straightforward_umurl import StraightforwardUmURL
+
+    batch = step.batch()
+    views = [view for view, _ in method.views(batch)]
+    plain = StraightforwardUmURL(method).to(device)
+    optimizer = torch.optim.Adam(plain.parameters(), lr=5e-4, weight_decay=1e-5)
+
+    def plain_step() -> None:
+        with step.autocast():
+            loss = plain.loss(views)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return {"straightforward step without augmentation, ms": 1e3 * _time(plain_step, device, seconds)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def wandb_logger(
         save_dir=str(save_dir),
         offline=mode == "offline",
         mode=mode,
-        id=id or wandb.util.generate_id(),
+        id=id or secrets.token_hex(4),
         resume="allow",
         log_model=False,
         entity=entity,

@@ -77,7 +77,9 @@ def find(path: str | Path) -> Path:
     if path.is_dir():
         file = path / "checkpoints" / "last.ckpt"
         if not file.is_file():
-            raise CheckpointError(f"{path}: this run directory has no checkpoints/last.ckpt (did the run train anything?)")
+            raise CheckpointError(
+                f"{path}: this run directory has no checkpoints/last.ckpt (did the run train anything?)"
+            )
         return file
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist; give a run directory or a .ckpt file")
@@ -113,7 +115,7 @@ def read(path: str | Path) -> dict[str, Any]:
         )
     if card.get("format", 0) > FORMAT:
         raise CheckpointError(
-            f"checkpoint {file} has format {card['format']}, this skelact {__version__} reads up to {FORMAT}: update skelact"
+            f"checkpoint {file} has format {card['format']}, this version reads up to {FORMAT}: update skelact"
         )
     _refuse_interpolation(card["config"], f"checkpoint {file}: config")
     return content
@@ -136,7 +138,9 @@ def restore(content: Mapping[str, Any], name: str) -> Method:
     method = build(content[KEY]["config"]["method"], where=f"{name}: method")
     missing, unexpected = method.load_state_dict(content["state_dict"], strict=False)
     if missing or unexpected:
-        raise CheckpointError(f"checkpoint {name}: weights do not fit; missing {missing[:5]}, unexpected {unexpected[:5]}")
+        raise CheckpointError(
+            f"checkpoint {name}: weights do not fit; missing {missing[:5]}, unexpected {unexpected[:5]}"
+        )
     return method.eval()
 
 

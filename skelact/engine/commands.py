@@ -33,7 +33,9 @@ def prepare(cfg: DictConfig) -> int:
     node = cfg.data.get("reader")
     name = str(cfg.data.name)
     if node is None:
-        raise SkelactError(f"prepare: there is no reader for data={name} yet; give your own with data.reader._target_=package.Class")
+        raise SkelactError(
+            f"prepare: there is no reader for data={name} yet; give your own with data.reader._target_=package.Class"
+        )
     if OmegaConf.is_missing(cfg.data, "layout"):
         raise SkelactError("prepare: say which joints the clips have: layout=NAME or layout=FILE.yaml")
     reader = build({**_plain(node), **(_plain(cfg.options) or {})}, "data.reader")
@@ -134,17 +136,18 @@ def benchmark(cfg: DictConfig) -> int:
     if kind == "method":
         from skelact.benchmarks.training import measure
 
-        numbers = measure(_plain(_resolved(cfg)))
+        numbers = measure(_resolved(cfg))
     elif kind in ("data", "linear", "retrieval"):
         module = importlib.import_module(f"skelact.benchmarks.{kind}")
-        function = module.measure
+        function = getattr(module, "measure", None) or module.benchmark_views
         wanted = {"seconds": float(cfg.seconds), "threads": int(cfg.threads), "seed": int(cfg.seed)}
         numbers = function(**{k: v for k, v in wanted.items() if k in inspect.signature(function).parameters})
     else:
         raise SkelactError(f"benchmark kind={kind} is none of data, linear, retrieval, method")
     console = Console(highlight=False, soft_wrap=True)
     for key, value in numbers.items():
-        text = f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1e4 else f"{value:,.0f}" if isinstance(value, float) else value
+        text = f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1e4 else value
+        text = f"{text:.4g}" if isinstance(text, float) else text
         console.print(f"{key:44s} {text}", markup=False)
     if cfg.output:
         from skelact.engine.files import replace_text
@@ -153,5 +156,9 @@ def benchmark(cfg: DictConfig) -> int:
     return 0
 
 
-def _resolved(cfg: DictConfig) -> DictConfig:
-    return OmegaConf.create(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))  # type: ignore[arg-type]
+def _resolved(cfg: DictConfig) -> dict[str, Any]:
+    OmegaConf.set_struct(cfg, False)
+    if "reader" in cfg.data:
+        del cfg.data["reader"]
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    return resolved

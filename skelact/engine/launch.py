@@ -64,6 +64,7 @@ def launch(config: Mapping[str, Any], run_dir: Path) -> None:
     replace_text(path, json.dumps(config, indent=1))
     failure.unlink(missing_ok=True)
     count = processes(config["trainer"])
+    before = dict(os.environ)
     if "OMP_NUM_THREADS" not in os.environ:  # or every process would take all cores
         os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // count))
     settings = LaunchConfig(
@@ -83,7 +84,12 @@ def launch(config: Mapping[str, Any], run_dir: Path) -> None:
         if failure.exists():
             raise SkelactError(failure.read_text(encoding="utf-8").strip()) from error
         rank, first = error.get_first_failure()
-        raise SkelactError(f"process {rank} of {count} ended with exit code {first.exitcode}; see its messages above") from error
+        raise SkelactError(
+            f"process {rank} of {count} ended with exit code {first.exitcode}; see its messages above"
+        ) from error
+    finally:  # the launcher leaves variables behind that the next job of a sweep must not see
+        for name in set(os.environ) - set(before):
+            del os.environ[name]
 
 
 def leave_group() -> bool:

@@ -57,9 +57,12 @@ def _hydra_line(error: BaseException) -> str:
         return f"{group}={name}: there is no such choice{_nearest(name, options)}; {group} can be {', '.join(options)}"
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found.group(1)
-        return f"{key}: there is no such key in the config{_nearest(key, known_keys())} (skelact --cfg job lists them all; +{key}=... adds it)"
+        near = _nearest(key, known_keys())
+        return f"{key}: there is no such key{near} (skelact --cfg job lists them all; +{key}=... adds it)"
     if found := re.search(r"In '([^']+)': Could not find '([^']+)'", text):
         return f"config {found.group(1)}: could not find {found.group(2)}"
+    if override := getattr(error, "override", None):
+        return _one_line(f"{override}: cannot be understood ({text}); quote lists and special characters: 'key=[1,2]'")
     lines = [line for line in text.splitlines() if line.strip() and "See https://" not in line]
     return _one_line(" ".join(lines[:3]))
 
@@ -93,4 +96,5 @@ def known_keys() -> list[str]:
 
 def unknown_command(word: str, commands: Sequence[str]) -> str:
     """For a bare word that is neither a command nor an override."""
-    return f"{word!r} is neither a command ({', '.join(commands)}) nor KEY=VALUE{_nearest(word, commands)} (see skelact --help)"
+    known = ", ".join(commands)
+    return f"{word!r} is neither a command ({known}) nor KEY=VALUE{_nearest(word, commands)} (see skelact --help)"

@@ -38,48 +38,63 @@ def _run_dir(checkpoint: str) -> Path:
     return path.parent.parent if path.parent.name == "checkpoints" else path.parent
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save(figure: Any, path: Path) -> Path:
+    """Write a figure to a sibling file and rename it."""
     partial = path.with_name(f".{path.name}.partial")
     figure.savefig(partial, format=path.suffix.lstrip(".") or "png")
     partial.replace(path)
     return path
 
 
-def _tsne(cfg: DictConfig) -> list[Path]:
-    from skelact.engine.run import load_run, pick_device
+def tsne_figure(
+    method: Any, datamodule: Any, part: str, streams: list[str] | None, title: str, limit: int = 2000, seed: int = 0
+) -> Any:
+    """t-SNE of the features of a part, at most `limit` clips of it."""
     from skelact.plots import embedding
     from skelact.protocols.features import extract
+
+    table = extract(method, datamodule, part, streams)
+    rows = np.arange(len(table))
+    if len(rows) > limit:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
+    features, labels = table.features.cpu().numpy()[rows], table.labels.cpu().numpy()[rows]
+    return embedding(features, labels, datamodule.class_names, title, seed)
+
+
+def confusion_figure(run: Path, class_names: list[str]) -> Any:
+    """Confusion matrix of the linear head with all labels, or of whatever scores the run has."""
+    from skelact.plots import confusion
+    from skelact.results import load_scores
+
+    scores = load_scores(run)
+    keys = sorted(
+        scores.scores, key=lambda k: (not k.startswith("linear/"), "untrained" in k, "raw" in k, "all" not in k)
+    )
+    known = scores.labels >= 0
+    return confusion(scores.labels[known], scores.entry(keys[0]).argmax(1)[known], class_names, keys[0])
+
+
+def _tsne(cfg: DictConfig) -> list[Path]:
+    from skelact.engine.run import load_run, pick_device
 
     method, datamodule, config = load_run(str(cfg.checkpoint))
     method.to(pick_device({"accelerator": cfg.accelerator}))
     streams = list(cfg.streams) if cfg.streams else None
-    table = extract(method, datamodule, str(cfg.part), streams)
-    rows = np.arange(len(table))
-    if len(rows) > cfg.max_clips:
-        rows = np.sort(np.random.default_rng(cfg.seed).choice(rows, int(cfg.max_clips), replace=False))
-    features, labels = table.features.cpu().numpy()[rows], table.labels.cpu().numpy()[rows]
     title = f"{config['name']}: {'+'.join(streams or method.streams)}, {cfg.part} part"
-    return [_save(embedding(features, labels, datamodule.class_names, title, int(cfg.seed)), _target(cfg, "tsne.png"))]
+    figure = tsne_figure(method, datamodule, str(cfg.part), streams, title, int(cfg.max_clips), int(cfg.seed))
+    return [save(figure, _target(cfg, "tsne.png"))]
 
 
 def _confusion(cfg: DictConfig) -> list[Path]:
     from skelact.engine.checkpoint import KEY, read
     from skelact.engine.settings import read_yaml
-    from skelact.plots import confusion
-    from skelact.results import load_scores
 
     run = _run_dir(str(cfg.checkpoint))
-    scores = load_scores(run)
-    keys = sorted(scores.scores)
-    key = next((k for k in keys if k.startswith("linear") and "untrained" not in k and "raw" not in k and "all" in k), keys[0])
-    values = scores.entry(key)
     try:
         names = read(str(cfg.checkpoint))[KEY]["class_names"]
     except SkelactError:  # a run that only judged another one's checkpoint
-        names = read(read_yaml(run / "config.yaml")["checkpoint"])[KEY]["class_names"]
-    known = scores.labels >= 0
-    figure = confusion(scores.labels[known], values.argmax(1)[known], names, key)
-    return [_save(figure, _target(cfg, "confusion.png"))]
+        names = read(read_yaml(run / "config.yaml").get("checkpoint") or str(cfg.checkpoint))[KEY]["class_names"]
+    return [save(confusion_figure(run, names), _target(cfg, "confusion.png"))]
 
 
 def _clip(cfg: DictConfig) -> list[Path]:
@@ -103,7 +118,9 @@ def _clip(cfg: DictConfig) -> list[Path]:
             frames = batch.clip(row).cpu().numpy()
             mask = batch.clip_mask(row).cpu().numpy()
             break
-    title = f"{datamodule.class_names[labels[position]]}  ({names[position]})" if labels[position] >= 0 else names[position]
+    title = (
+        f"{datamodule.class_names[labels[position]]}\n{names[position]}" if labels[position] >= 0 else names[position]
+    )
     pictures = clip_frames(frames, datamodule.layout, mask, title)
     # Thinned clips keep their duration.
     fps = float(datamodule.card.get("fps") or 30.0) * len(pictures) / len(frames)
@@ -142,5 +159,5 @@ def _subsets(cfg: DictConfig) -> list[Path]:
         target = _target(cfg, f"subsets-{tag}.png")
         if cfg.output and len(settings) > 1:
             target = target.with_stem(f"{target.stem}-{tag}")
-        paths.append(_save(subset_bars(rows, f"labels: {labels}, head: {head}"), target))
+        paths.append(save(subset_bars(rows, f"labels: {labels}, head: {head}"), target))
     return paths

@@ -27,10 +27,13 @@ def predict(cfg: DictConfig) -> int:
         raise SkelactError(f"what={cfg.what} is neither labels nor embeddings")
     content = read(str(cfg.checkpoint))
     config = content[KEY]["config"]
-    node = {**config["data"], **(OmegaConf.to_container(cfg.data) if cfg.get("data") else {})}
+    changes: Any = OmegaConf.to_container(cfg.data) if cfg.get("data") else {}
+    node = {**config["data"], **changes}
     method = restore(content, str(cfg.checkpoint)).to(pick_device({"accelerator": cfg.accelerator}))
     streams = list(cfg.streams) if cfg.streams else None
-    names, batches = read_clips(Path(str(cfg.source)).expanduser(), node, method.layout, cfg.layout, int(cfg.batch_size))
+    names, batches = read_clips(
+        Path(str(cfg.source)).expanduser(), node, method.layout, cfg.layout, int(cfg.batch_size)
+    )
     features = encode(method, batches, streams)
     if cfg.what == "embeddings":
         target = Path(str(cfg.output or "embeddings.npz"))

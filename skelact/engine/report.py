@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 
 def results(arguments: Sequence[str]) -> int:
@@ -16,7 +17,7 @@ def results(arguments: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="skelact results",
-        description="Gather runs into one table; runs that differ only in their seed are averaged, with 95 %% intervals.",
+        description="Gather runs into one table; runs that differ only in their seed are averaged (95 %% intervals).",
     )
     parser.add_argument("directories", nargs="+", metavar="DIR", help="run directories, or folders of them (sweeps)")
     parser.add_argument("--format", choices=("table", "markdown", "csv"), default="table", help="default: table")
@@ -32,7 +33,7 @@ def results(arguments: Sequence[str]) -> int:
     if options.format == "table":
         from rich.console import Console
 
-        with open(options.output, "w", encoding="utf-8") if options.output else _stdout() as file:
+        with open(options.output, "w", encoding="utf-8") if options.output else _Stdout() as file:
             console = Console(file=file, highlight=False)
             if not console.is_terminal:
                 console.width = 160
@@ -49,10 +50,10 @@ def results(arguments: Sequence[str]) -> int:
     return 0
 
 
-class _stdout:
+class _Stdout:
     """Standard output as a context that does not close it."""
 
-    def __enter__(self):  # noqa: ANN204 - a text stream
+    def __enter__(self) -> TextIO:
         return sys.stdout
 
     def __exit__(self, *_: object) -> None:

@@ -145,7 +145,7 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
                 return []
             fresh = fresh and "trainer" not in extra
             write_records(run_dir / RESULTS, records)
-        _log_results(loggers, records, run_dir)
+        _log_results(loggers, records, run_dir, method, datamodule)
     finally:
         for logger in loggers:
             logger.finalize("success")
@@ -194,7 +194,9 @@ def pick_device(trainer: Mapping[str, Any]) -> Any:
     if accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     if accelerator in ("gpu", "cuda"):
-        raise ConfigError(f"trainer.accelerator={accelerator}, but no GPU can be used here; try trainer=auto or trainer=cpu")
+        raise ConfigError(
+            f"trainer.accelerator={accelerator}, but no GPU can be used here; try trainer=auto or trainer=cpu"
+        )
     return torch.device("cpu")
 
 
@@ -252,17 +254,23 @@ def _loggers(config: Mapping[str, Any], run_dir: Path) -> list[Any]:
     return loggers
 
 
-def _log_results(loggers: list[Any], records: list[Record], run_dir: Path) -> None:
+def _log_results(loggers: list[Any], records: list[Record], run_dir: Path, method: Any, datamodule: Any) -> None:
+    """Tables and pictures for loggers that show them."""
     from skelact.tables import table_rows
 
-    for logger in loggers:
-        if type(logger).__name__ != "WandbLogger":
-            continue
+    shown = [logger for logger in loggers if type(logger).__name__ == "WandbLogger"]
+    if not shown:
+        return
+    from skelact.engine.pictures import confusion_figure, save, tsne_figure
+
+    pictures = [save(tsne_figure(method, datamodule, "test", None, "test part"), run_dir / "tsne.png")]
+    if (run_dir / SCORES).exists():
+        pictures.append(save(confusion_figure(run_dir, datamodule.class_names), run_dir / "confusion.png"))
+    for logger in shown:
         for protocol in dict.fromkeys(record.protocol for record in records):
             header, rows = table_rows([record for record in records if record.protocol == protocol])
-            if rows:
-                logger.log_table(key=f"results/{protocol}", columns=header, data=rows)
-        for picture in sorted(run_dir.glob("*.png")):
+            logger.log_table(key=f"results/{protocol}", columns=header, data=rows)
+        for picture in pictures:
             logger.log_image(key=f"pictures/{picture.stem}", images=[str(picture)])
 
 
@@ -271,9 +279,9 @@ def _announce(config: Mapping[str, Any], datamodule: Any, method: Any, run_dir: 
 
     parameters = sum(p.numel() for p in method.parameters())
     source = f" from {config['checkpoint']}" if config.get("checkpoint") else ""
-    split = config["data"].get("split", "")
+    split, streams = config["data"].get("split", ""), "+".join(method.streams)
     lines = [
-        f"method    {type(method).__name__}{source}, {parameters / 1e6:.2f} M parameters, streams {'+'.join(method.streams)}",
+        f"method    {type(method).__name__}{source}, {parameters / 1e6:.2f} M parameters, streams {streams}",
         f"data      {datamodule.name} {split}, {datamodule.num_classes} classes, layout {method.layout.name}",
         f"protocol  {', '.join(_plan(config))}   seed {config['seed']}   device {device}",
         f"run       {run_dir}",

@@ -45,14 +45,16 @@ def freeze(cfg: DictConfig, overrides: Sequence[str] = (), choices: Mapping[str,
     OmegaConf.set_readonly(cfg, False)
     OmegaConf.set_struct(cfg, False)
     choices = dict(choices or {})
+    if "reader" in cfg.data:
+        del cfg.data["reader"]  # for `skelact prepare` only
     _select_protocol(cfg, overrides, choices)
     with _readable():
         if cfg.get("checkpoint"):
             inherit(cfg, overrides)
         complete_from_card(cfg)
-        frozen = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(frozen, dict)
-    frozen = {str(key): value for key, value in frozen.items()}
+        container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    frozen: dict[str, Any] = {str(key): value for key, value in container.items()}
     _check(frozen)
     return frozen
 
@@ -95,15 +97,11 @@ def inherit(cfg: DictConfig, overrides: Sequence[str]) -> None:
     for key in INHERITED:
         cfg[key] = given.get(key)
     touched = [key for key in keys if key.startswith("data.")]
-    if "data" in keys or "experiment" in keys:
-        data = OmegaConf.to_container(cfg.data, resolve=True)
-    else:
-        data = copy.deepcopy(given["data"])
+    if "data" not in keys and "experiment" not in keys:
         values = {key: OmegaConf.select(cfg, key) for key in touched}
-        data = OmegaConf.create(data)
+        cfg.data = copy.deepcopy(given["data"])
         for key, value in values.items():
-            OmegaConf.update(data, key.removeprefix("data."), value, force_add=True)
-    cfg.data = data
+            OmegaConf.update(cfg, key, value, force_add=True)
     complete_from_card(cfg)
     _check_layout(cfg, card)
 
@@ -111,10 +109,12 @@ def inherit(cfg: DictConfig, overrides: Sequence[str]) -> None:
 def _check_layout(cfg: DictConfig, card: Mapping[str, Any]) -> None:
     from skelact.skeleton.layouts import Layout, get_layout
 
-    trained, found = Layout.from_dict(card["layout"]), cfg.data.get("layout")
+    trained = Layout.from_dict(card["layout"])
+    found = None if OmegaConf.is_missing(cfg.data, "layout") else cfg.data.get("layout")
     if found is None:
         return
-    layout = get_layout(OmegaConf.to_container(found) if OmegaConf.is_config(found) else found)
+    named: Any = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+    layout = get_layout(named)
     if layout.joints != trained.joints:
         raise ConfigError(
             f"checkpoint {cfg.checkpoint} was trained on layout {trained.name} ({trained.num_joints} joints), the data "
@@ -129,7 +129,7 @@ def complete_from_card(cfg: DictConfig) -> None:
     """
     data = cfg.data
     keys = ("layout", "persons", "channels", "num_classes")
-    wanted = [key for key in keys if key in data and data.get(key) is None]  # null or ???
+    wanted = [key for key in keys if OmegaConf.is_missing(data, key) or (key in data and data[key] is None)]
     store = data.get("store")
     if not wanted or store is None or not (Path(str(store)).expanduser() / "card.json").is_file():
         return

@@ -1,0 +1,98 @@
+"""A run that was stopped, anywhere and anyhow, ends where the uninterrupted one does."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+
+def weights(run):
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return {
+        **content["state_dict"],
+        **{f"adam{i}": s["exp_avg"] for i, s in content["optimizer_states"][0]["state"].items()},
+    }
+
+
+def assert_same(one, other):
+    a, b = weights(one), weights(other)
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+
+
+@pytest.fixture(scope="module")
+def whole(home, tiny_options):
+    """Seven steps without a break: the training part has three batches an epoch."""
+    from skelact.cli import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKELACT_DATA", str(home / "data"))
+        patch.chdir(home)
+        assert main([*tiny_options, "trainer.max_steps=7", "run_dir=whole"]) == 0
+    return home / "whole"
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_a_longer_run_continues_a_shorter_one(skelact_run, tmp_path, whole, steps):
+    assert skelact_run(f"trainer.max_steps={steps}", "run_dir=part") == 0
+    assert skelact_run("resume=part", "trainer.max_steps=7", tiny=False) == 0
+    assert_same(tmp_path / "part", whole)
+    rows = list(csv.DictReader((tmp_path / "part" / "metrics.csv").open()))
+    assert [int(row["step"]) for row in rows] == list(range(7))
+
+
+def test_by_epochs(skelact_run, tmp_path):
+    common = ["trainer.max_steps=-1"]
+    assert skelact_run(*common, "trainer.max_epochs=3", "run_dir=three") == 0
+    assert skelact_run(*common, "trainer.max_epochs=1", "run_dir=part") == 0
+    assert skelact_run("resume=part", "trainer.max_epochs=3", tiny=False) == 0
+    assert_same(tmp_path / "part", tmp_path / "three")
+
+
+def test_after_a_kill(skelact_run, home, tiny_options, rank_environment, tmp_path, whole):
+    """kill -9 while it trains, in the middle of an epoch; the last checkpoint is two or four steps old or new."""
+    options = [*tiny_options, "trainer.max_steps=7", "callbacks.checkpoint.every_n_train_steps=2", "run_dir=killed"]
+    # The process stops itself for good at the fifth step, as the machine would.
+    code = (
+        "import os, signal, skelact.methods.umurl as m\n"
+        "step = m.UmURL.training_step\n"
+        "def last(self, batch, i=0):\n"
+        "    if self.global_step == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self, batch, i)\n"
+        "m.UmURL.training_step = last\n"
+        "from skelact.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options], cwd=tmp_path, env=rank_environment, capture_output=True
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    saved = torch.load(tmp_path / "killed" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 4
+    assert skelact_run("resume=killed", tiny=False) == 0
+    assert_same(tmp_path / "killed", whole)
+
+
+def test_other_overrides_are_refused(skelact_run, tmp_path, trained, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    assert skelact_run("resume=run", "seed=3", tiny=False) == 2
+    text = capsys.readouterr().err
+    assert "seed=..." in text and "trainer.max_steps" in text
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
+    assert skelact_run("resume=run", tiny=False) == 2
+    assert "last.ckpt" in capsys.readouterr().err
+
+
+def test_a_directory_keeps_its_frozen_config(skelact_run, tmp_path):
+    assert skelact_run("trainer.max_steps=1", "run_dir=part") == 0
+    before = (tmp_path / "part" / "config.yaml").read_text()
+    time.sleep(0.01)
+    assert skelact_run("resume=part", "trainer.max_steps=2", tiny=False) == 0
+    assert (tmp_path / "part" / "config.yaml").read_text() == before
+    assert os.listdir(tmp_path) == ["part"]

@@ -1,0 +1,110 @@
+"""Every choice composes, and what it says fits the constructors."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+import skelact.conf
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+from skelact.engine.build import build, locate
+
+CONF = Path(skelact.conf.__path__[0])
+EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
+GROUPS = ("data", "augment", "backbone", "method", "protocol", "trainer", "logger", "callbacks")
+CHOICES = [(g, p.stem) for g in GROUPS for p in sorted((CONF / g).glob("*.yaml")) if not p.stem.startswith("_")]
+
+
+def composed(*overrides):
+    own = [] if any(o.startswith("experiment=") for o in overrides) else ["name=test"]
+    with initialize_config_module("skelact.conf", version_base="1.3"):
+        cfg = compose("config", overrides=["run_dir=runs/test", *own, *overrides])
+    OmegaConf.set_struct(cfg, False)
+    if OmegaConf.is_missing(cfg.data, "layout"):
+        cfg.data.layout = "ntu25"
+    del cfg.data["reader"]  # what `skelact prepare` builds
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+
+
+def nodes(tree, where=""):
+    if isinstance(tree, dict):
+        if "_target_" in tree:
+            yield where, tree
+        for key, value in tree.items():
+            yield from nodes(value, f"{where}.{key}")
+    elif isinstance(tree, list):
+        for i, value in enumerate(tree):
+            yield from nodes(value, f"{where}[{i}]")
+
+
+@pytest.mark.parametrize("choice", [c for g, c in CHOICES if g == "data"])
+def test_readers_fit_their_constructors(choice):
+    with initialize_config_module("skelact.conf", version_base="1.3"):
+        cfg = compose("prepare", overrides=[f"data={choice}"])
+    if OmegaConf.is_missing(cfg.data, "layout"):
+        cfg.data.layout = "ntu25"
+    check_binding(OmegaConf.to_container(cfg.data.get("reader") or OmegaConf.create(), resolve=True))
+
+
+def check_binding(tree):
+    for where, node in nodes(tree):
+        target = locate(node["_target_"], where)
+        given = {key for key in node if not key.startswith("_")}
+        parameters = inspect.signature(target).parameters
+        free = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        assert free or given <= set(parameters), f"{where}: {node['_target_']} takes no {given - set(parameters)}"
+        if not node.get("_partial_"):
+            needed = {n for n, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+            assert needed - {"args", "kwargs"} <= given, f"{where}: {node['_target_']} lacks {needed - given}"
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_choices_fit_their_constructors(group, choice):
+    check_binding(composed(f"{group}={choice}"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiments_compose_and_build(name):
+    config = composed(f"experiment={name}")
+    assert config["name"] == name
+    check_binding(config)
+    with torch.device("meta"):
+        method = build(config["method"], "method")
+    assert sum(p.numel() for p in method.parameters()) > 10_000
+    assert len(method.streams) == 3
+
+
+@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n.split("_")[1] in ("ntu60", "ntu120")])
+def test_published_recipes_are_whole(name):
+    config = composed(f"experiment={name}")
+    batch = 512 if name == "umurl_ntu60_xsub" else 1024
+    method, optimizer = config["method"], config["method"]["optimizer"]
+    assert config["data"]["batch_size"] == batch
+    assert (optimizer["lr"], optimizer["weight_decay"]) == (5e-4, 1e-5)
+    assert method["scheduler"]["milestones"] == [351] and config["trainer"]["max_epochs"] == 451
+    assert (config["frames"], method["projector_width"], method["backbone"]["width"]) == (64, 4096, 1024)
+    assert (method["consistency"], method["variance"], method["covariance"]) == (5.0, 5.0, 1.0)
+    assert config["protocols"]["linear"]["recipe"] == "umurl"
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build(method).parameters())
+    assert parameters == 72_448_000  # counted on the reference code
+
+
+def test_own_configs_are_found(tmp_path, monkeypatch, capsys):
+    from skelact.cli import main
+
+    (tmp_path / "here/conf/experiment").mkdir(parents=True)
+    (tmp_path / "there/experiment").mkdir(parents=True)
+    text = "# @package _global_\nname: {}\nframes: {}\n"
+    (tmp_path / "here/conf/experiment/mine.yaml").write_text(text.format("mine", 12))
+    (tmp_path / "there/experiment/yours.yaml").write_text(text.format("yours", 13))
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("SKELACT_CONF", str(tmp_path / "there"))
+    for name, frames in (("mine", 12), ("yours", 13)):
+        assert main([f"experiment={name}", "--cfg", "job"]) == 0
+        assert f"frames: {frames}" in capsys.readouterr().out
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    assert "mine" in listed and "umurl_hdm05" in listed
