@@ -97,6 +97,7 @@ def test_an_untrained_encoder_can_be_probed(skelact_run, tmp_path):
     records = json.loads((tmp_path / "probe" / "results.json").read_text())
     assert {r["extra"]["encoder"] if "extra" in r else r["encoder"] for r in records} == {"untrained", "raw_pose"}
     assert not (tmp_path / "probe" / "checkpoints").exists()
+    assert (tmp_path / "probe" / "metrics.csv").read_text().startswith("step")
 
 
 def test_predict_labels_and_embeddings(skelact_run, trained, home, capsys, tmp_path):

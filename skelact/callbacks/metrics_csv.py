@@ -79,6 +79,12 @@ class MetricsCSV(Logger):
         self._written = len(self.rows)
 
     @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Leave a file behind even where nothing was logged."""
+        if not self.path.exists():
+            self._rewrite()
+
+    @rank_zero_only
     def _rewrite(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", newline="") as file:
