@@ -117,13 +117,10 @@ def differences(records: Sequence[Record]) -> list[str]:
     """Lines `labels all, top1: umurl - raw pose: +6.2 [2.1, 10.6]`, paired over clips, of records that have them."""
     lines = []
     for r in _by_labels(records):
-        found = [
-            f"{r.method} - {other}: {d['difference']:+.1f} [{d['ci95'][0]:.1f}, {d['ci95'][1]:.1f}]"
-            for other, d in r.extra.get("differences", {}).items()
-        ]
-        if found:
-            metric = next(iter(r.extra["differences"].values()))["metric"]
-            lines.append(f"labels {r.extra.get('labels', '')}, {metric}: {';  '.join(found)}")
+        for other, d in r.extra.get("differences", {}).items():
+            low, high = d["ci95"]
+            what = f"labels {r.extra.get('labels', '')}, {d['metric']}"
+            lines.append(f"{what}: {r.method} - {other}: {d['difference']:+.1f} [{low:.1f}, {high:.1f}]")
     return lines
 
 
@@ -141,8 +138,8 @@ def _cell(record: Record, name: str, short: bool = False) -> str:
 
 
 _INTERVALS = {
-    "linear": "[95 % interval over seeds or label lists and over test clips together]",
-    "retrieval": "[95 % interval over label lists, if any, and over test clips together]",
+    "linear": "[95 % interval over seeds or label lists and test clips together]",
+    "retrieval": "[95 % interval over test clips, with few labels over label lists and test clips together]",
 }
 _HEADS = (
     "±: half of the 95 % interval over seeds or label lists and test clips. fixed: one classifier trained on all "
@@ -165,7 +162,7 @@ def _plain_table(title: str, records: Sequence[Record]) -> Table:
     drop = {0, 1}
     lines = differences(records)
     notes = [_INTERVALS[records[0].protocol]] if records[0].protocol in _INTERVALS and rows else []
-    notes += ["paired over clips:", *(f"  {line}" for line in lines)] if lines else []
+    notes += ["paired over clips and repetitions:", *(f"  {line}" for line in lines)] if lines else []
     table = _new_table(title, notes)
     for i, name in enumerate(header):
         if i not in drop:
@@ -245,7 +242,7 @@ def markdown(records: Sequence[Record]) -> str:
         lines = ["| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows]]
         parts.append("\n".join(lines))
         if paired := differences(own):
-            parts.append("Paired over clips:\n\n" + "\n".join(f"- {line}" for line in paired))
+            parts.append("Paired over clips and repetitions:\n\n" + "\n".join(f"- {line}" for line in paired))
     return "\n\n".join(parts) + "\n"
 
 
