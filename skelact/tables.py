@@ -12,6 +12,7 @@ import numpy as np
 from skelact.results import Record, ResultsError, read_records, t_interval
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 
@@ -23,7 +24,7 @@ def gather_results(directories: Sequence[str | Path]) -> list[Record]:
 
     Returns:
         One record per setting: metrics are means over seeds, `ci95` t-intervals over seeds where there are at least
-        two (else the run's own), `extra["seeds"]` the seeds.
+        two, in quadrature with the clip intervals (else the run's own), `extra["seeds"]` the seeds.
 
     Raises:
         ResultsError: a directory does not exist or holds no results.
@@ -52,32 +53,75 @@ def _average(runs: list[Record]) -> Record:
     latest = list({r.seed: r for r in runs}.values())
     names = [k for k in first.metrics if all(k in r.metrics for r in latest)]
     first.metrics = {k: float(np.mean([r.metrics[k] for r in latest])) for k in names}
-    first.ci95 = {k: t_interval([r.metrics[k] for r in latest]) for k in names}
+    first.extra["ci95_seeds"] = {k: t_interval([r.metrics[k] for r in latest]) for k in names}
+    clips = [r.extra.get("ci95_clips", {}) for r in latest]
+    first.ci95 = {
+        k: _widened(first.metrics[k], first.extra["ci95_seeds"][k], [c[k] for c in clips if k in c]) for k in names
+    }
+    others = [r.extra.get("differences", {}) for r in latest]
+    shared = [name for name in others[0] if all(name in o for o in others)]
+    first.extra["differences"] = {name: _average_difference([o[name] for o in others]) for name in shared}
+    for key in ("ci95_clips", "std", "repetitions", "lr", *(() if shared else ("differences",))):
+        first.extra.pop(key, None)  # of one run
     first.seed, first.checkpoint, first.extra["seeds"] = None, None, [r.seed for r in latest]
     return first
+
+
+def _widened(middle: float, seeds: tuple[float, float], clips: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """The interval over seeds and, in quadrature, the runs' mean clip interval: all were tested on the same clips."""
+    if not clips:
+        return seeds
+    below, above = (np.mean([abs(c[k] - sum(c) / 2) for c in clips]) for k in (0, 1))
+    spread = seeds[1] - middle
+    return max(0.0, middle - math.hypot(spread, below)), min(100.0, middle + math.hypot(spread, above))
+
+
+def _average_difference(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    values = [f["difference"] for f in found]
+    middle, half = float(np.mean(values)), float(np.mean([(f["ci95"][1] - f["ci95"][0]) / 2 for f in found]))
+    reach = math.hypot(t_interval(values)[1] - middle, half)
+    return {"metric": found[0]["metric"], "difference": middle, "ci95": [middle - reach, middle + reach]}
+
+
+def _by_labels(records: Sequence[Record]) -> list[Record]:
+    """Records with the same labels together, in order of first appearance: methods stand under each other."""
+    settings = list(dict.fromkeys(str(r.extra.get("labels", "")) for r in records))
+    return sorted(records, key=lambda r: settings.index(str(r.extra.get("labels", ""))))
 
 
 def table_rows(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     """Header and cells of a table.
 
-    One row per record, a metric's cell is `mean [low, high]`. Metrics named `measure/what` (stream subsets) make one
-    row per measure, with a column for each `what` and the shorter cell `mean ±half width`.
+    One row per record, label settings together, a metric's cell is `mean [low, high]`. Metrics named `measure/what`
+    (stream subsets) make one row per measure, with a column for each `what` and the shorter cell `mean ±half width`.
     """
+    records = _by_labels(records)
     keys = [k for k in ("labels", "head") if any(k in r.extra for r in records)]
     split = any("/" in m for r in records for m in r.metrics)
     columns = list(dict.fromkeys(m.split("/", 1)[-1] for r in records for m in r.metrics))
     legacy = any("legacy" in r.selection for r in records)
-    header = ["protocol", "data", "method", *(["selection"] if legacy else []), *keys, *(["measure"] if split else [])]
+    header = ["protocol", "data", *keys, "method", *(["selection"] if legacy else []), *(["measure"] if split else [])]
     rows = []
     for r in records:
-        start = [r.protocol, f"{r.data} {r.split}".strip(), r.method, *([r.selection] if legacy else [])]
-        start += [str(r.extra.get(k, "")) for k in keys]
+        start = [r.protocol, f"{r.data} {r.split}".strip(), *(str(r.extra.get(k, "")) for k in keys), r.method]
+        start += [r.selection] if legacy else []
         if not split:
             rows.append(start + [_cell(r, m) for m in columns])
             continue
         for measure in dict.fromkeys(m.split("/", 1)[0] for m in r.metrics):
             rows.append([*start, measure, *(_cell(r, f"{measure}/{c}", short=True) for c in columns)])
     return header + columns, rows
+
+
+def differences(records: Sequence[Record]) -> list[str]:
+    """Lines `labels all, top1: umurl - raw pose: +6.2 [2.1, 10.6]`, paired over clips, of records that have them."""
+    lines = []
+    for r in _by_labels(records):
+        for other, d in r.extra.get("differences", {}).items():
+            low, high = d["ci95"]
+            what = f"labels {r.extra.get('labels', '')}, {d['metric']}"
+            lines.append(f"{what}: {r.method} - {other}: {d['difference']:+.1f} [{low:.1f}, {high:.1f}]")
+    return lines
 
 
 def _cell(record: Record, name: str, short: bool = False) -> str:
@@ -93,33 +137,112 @@ def _cell(record: Record, name: str, short: bool = False) -> str:
     return f"{text} ±{(high - low) / 2:.1f}" if short else f"{text} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def rich_tables(records: Sequence[Record]) -> list[Table]:
-    """One terminal table per protocol."""
-    from rich.table import Table
+_INTERVALS = {
+    "linear": "[95 % interval over seeds or label lists and test clips together]",
+    "retrieval": "[95 % interval over test clips, with few labels over label lists and test clips together]",
+}
+_HEADS = (
+    "±: half of the 95 % interval over seeds or label lists and test clips. fixed: one classifier trained on all "
+    "streams, streams then go missing; own: a classifier (kNN: a gallery) for each subset. More in results.json."
+)
 
+
+def rich_tables(records: Sequence[Record]) -> list[Table]:
+    """One terminal table per protocol and dataset; no cell is wrapped."""
     tables = []
-    for protocol in dict.fromkeys(r.protocol for r in records):
-        header, rows = table_rows([r for r in records if r.protocol == protocol])
-        data = {row[1] for row in rows}
-        table = Table(title=f"{protocol}: {next(iter(data))}" if len(data) == 1 else protocol, title_justify="left")
-        drop = {0, 1} if len(data) == 1 else {0}
-        for i, name in enumerate(header):
-            if i not in drop:
-                words = name in ("method", "selection", "labels", "head", "measure")
-                table.add_column(name.replace("+", "+\n"), justify="left" if words else "right", overflow="fold")
-        for row in rows:
-            table.add_row(*(cell for i, cell in enumerate(row) if i not in drop))
-        tables.append(table)
+    for protocol, data in dict.fromkeys((r.protocol, f"{r.data} {r.split}".strip()) for r in records):
+        own = [r for r in records if (r.protocol, f"{r.data} {r.split}".strip()) == (protocol, data)]
+        make = _subset_table if any("/" in m for r in own for m in r.metrics) else _plain_table
+        tables.append(make(f"{protocol}: {data}", own))
     return tables
 
 
+def _plain_table(title: str, records: Sequence[Record]) -> Table:
+    header, rows = table_rows(records)
+    drop = {0, 1}
+    lines = differences(records)
+    notes = [_INTERVALS[records[0].protocol]] if records[0].protocol in _INTERVALS and rows else []
+    notes += ["paired over clips and repetitions:", *(f"  {line}" for line in lines)] if lines else []
+    table = _new_table(title, notes)
+    for i, name in enumerate(header):
+        if i not in drop:
+            words = name in ("method", "selection", "labels", "head")
+            table.add_column(name, justify="left" if words else "right", no_wrap=True)
+    at = header.index("labels") if "labels" in header else None
+    for number, row in enumerate(rows):
+        last = number + 1 < len(rows) and at is not None and rows[number + 1][at] != row[at]
+        table.add_row(*(cell for i, cell in enumerate(row) if i not in drop), end_section=last)
+    return table
+
+
+def _subset_table(title: str, records: Sequence[Record]) -> Table:
+    """Rows: label settings, then heads, then methods; columns: stream subsets, their mean and the worst."""
+    names = list(dict.fromkeys(m.split("/", 1)[1] for r in records for m in r.metrics))
+    subsets = [name for name in names if name not in ("mean", "worst")]
+    whole = max(subsets, key=lambda name: name.count("+"), default="")
+    if len(subsets) > 7:  # of four streams there are fifteen: the single ones and all together have room
+        subsets = [name for name in subsets if "+" not in name or name == whole]
+    columns = subsets + [name for name in ("mean", "worst") if name in names]
+    table = _new_table(title, [_HEADS])
+    table.add_column("labels/head", no_wrap=True)
+    table.add_column("method", no_wrap=True)
+    for name in columns:
+        short = "all" if name == whole and "+" in name else name.replace("+", "+\n")
+        table.add_column(short, justify="right", no_wrap=True)
+    kinds = [("fixed", "top1", "fixed, linear"), ("own", "top1", "own, linear"), ("own", "knn1", "own, kNN")]
+    for labels in dict.fromkeys(str(r.extra.get("labels", "")) for r in records):
+        same = [r for r in records if str(r.extra.get("labels", "")) == labels]
+        table.add_row(labels, style="bold")
+        for head, measure, words in kinds:
+            found = [r for r in same if r.extra.get("head") == head and any(m.startswith(measure) for m in r.metrics)]
+            for i, r in enumerate(found):
+                cells = [_cell(r, f"{measure}/{name}", short=True) for name in columns]
+                table.add_row(words if i == 0 else "", r.method, *cells, end_section=i + 1 == len(found))
+    return table
+
+
+def _new_table(title: str, notes: Sequence[str]) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    return Table(
+        title=title,
+        title_justify="left",
+        caption=Text("\n".join(notes)) if notes else None,
+        caption_justify="left",
+        caption_style="",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1),
+        collapse_padding=True,
+        pad_edge=False,
+    )
+
+
+def print_tables(records: Sequence[Record], console: Console) -> None:
+    """Print one table per protocol, at least 140 columns wide.
+
+    A narrow terminal breaks the lines itself; cells cut to fit would lose numbers.
+    """
+    from rich.measure import Measurement
+
+    tables = rich_tables(records)
+    room = console.options.update(max_width=1000)
+    console.width = max(console.width, 140, *(Measurement.get(console, room, table).maximum for table in tables))
+    for table in tables:
+        console.print(table)
+
+
 def markdown(records: Sequence[Record]) -> str:
-    """The records as Markdown tables, one per protocol."""
+    """The records as Markdown tables, one per protocol, with the paired differences below."""
     parts = []
     for protocol in dict.fromkeys(r.protocol for r in records):
-        header, rows = table_rows([r for r in records if r.protocol == protocol])
+        own = [r for r in records if r.protocol == protocol]
+        header, rows = table_rows(own)
         lines = ["| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows]]
         parts.append("\n".join(lines))
+        if paired := differences(own):
+            parts.append("Paired over clips and repetitions:\n\n" + "\n".join(f"- {line}" for line in paired))
     return "\n\n".join(parts) + "\n"
 
 

@@ -15,6 +15,7 @@ from skelact.results import (
     load_scores,
     paired_test,
     read_records,
+    repeated_interval,
     save_scores,
     t_interval,
     write_records,
@@ -131,3 +132,30 @@ def test_scores_of_several_protocols_share_a_file(tmp_path):
     file.write_bytes(b"PK broken")
     with pytest.raises(ResultsError, match="not a scores file"):
         load_scores(file)
+
+
+def test_interval_over_repetitions_and_clips_by_hand():
+    rng = np.random.default_rng(0)
+    values = 100.0 * (rng.random((5, 200)) < 0.8)
+    found = repeated_interval(values)
+    assert found.seeds == t_interval(values.mean(1))
+    middle = values.mean()
+    expected = math.hypot(found.seeds[1] - middle, found.clips[1] - middle)
+    assert found.both[1] - middle == pytest.approx(expected)
+    one = repeated_interval(values[:1])
+    assert one.both == pytest.approx(one.clips) and math.isnan(one.seeds[0])
+    assert repeated_interval(np.full((3, 10), 100.0)).both == (100.0, 100.0)
+
+
+def test_interval_covers_both_sources_of_chance():
+    """Coverage on a made-up truth: seeds shift the accuracy, clips differ in difficulty; each alone is too narrow."""
+    rng, truth, trials = np.random.default_rng(1), 70.0, 200
+    hits = {"both": 0, "seeds": 0, "clips": 0}
+    for _ in range(trials):
+        seed, clip = rng.normal(0, 2, (5, 1)), rng.normal(0, 20, 150)
+        found = repeated_interval(truth + seed + clip + rng.normal(0, 10, (5, 150)), draws=400)
+        for name in hits:
+            low, high = getattr(found, name)
+            hits[name] += low <= truth <= high
+    assert hits["both"] / trials > 0.93
+    assert hits["clips"] < hits["both"] and hits["seeds"] < hits["both"]

@@ -6,9 +6,10 @@ import csv
 import io
 
 import pytest
+from rich.console import Console
 
 from skelact.results import Record, ResultsError, write_records
-from skelact.tables import csv_text, gather_results, markdown, rich_tables, table_rows
+from skelact.tables import csv_text, differences, gather_results, markdown, print_tables, rich_tables, table_rows
 
 
 def record(**changes) -> Record:
@@ -39,7 +40,7 @@ def test_one_seed_keeps_its_own_interval(tmp_path):
 
 def test_cells():
     header, rows = table_rows([record(), record(method="raw pose", metrics={"top1": 50.0, "top5": 70.0}, ci95={})])
-    assert header == ["protocol", "data", "method", "labels", "top1", "top5"]
+    assert header == ["protocol", "data", "labels", "method", "top1", "top5"]
     assert rows[0][-2:] == ["90.0 [89.0, 91.0]", ""] and rows[1][-2:] == ["50.0", "70.0"]
 
 
@@ -61,3 +62,47 @@ def test_markdown_csv_and_terminal_say_the_same():
     rows = list(csv.DictReader(io.StringIO(csv_text(records))))
     assert [(r["metric"], r["value"], r["low"]) for r in rows] == [("top1", "90.0", "89.0"), ("knn1", "70.0", "")]
     assert [t.title for t in rich_tables(records)] == ["linear: hdm05 xsub", "retrieval: hdm05 xsub"]
+
+
+def subset_record(method: str, labels: str, head: str) -> Record:
+    names = ["joint", "bone", "motion", "bone+joint", "joint+motion", "bone+motion", "bone+joint+motion"]
+    metrics = {f"{m}/{n}": 55.5 for m in ("top1", "knn1") for n in [*names, "mean", "worst"]}
+    ci95 = {name: (40.0, 71.0) for name in metrics}
+    return record(protocol="missing", method=method, metrics=metrics, ci95=ci95, extra={"labels": labels, "head": head})
+
+
+def test_printed_cells_are_never_cut_or_wrapped():
+    methods = ("umurl", "umurl (untrained)", "raw pose")
+    subsets = [subset_record(m, n, h) for m in methods for n in ("all", "1/class") for h in ("fixed", "own")]
+    plain = [record(method=m, extra={"labels": n}) for m in methods for n in ("all", "1/class")]
+    stream = io.StringIO()
+    print_tables([*plain, *subsets], Console(file=stream, width=60))
+    text = stream.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 150
+    lines = [line for line in text.splitlines() if "55.5" in line]
+    assert len(lines) == 18 and all(line.count("55.5 ±15.5") == 9 for line in lines)
+    assert [line.split()[0] for line in lines[::3]] == ["fixed,", "own,", "own,"] * 2
+    rows = [line.split()[:2] for line in text.splitlines() if "90.0 [89.0, 91.0]" in line]
+    assert rows == [[n, m.split()[0]] for n in ("all", "1/class") for m in methods]
+    assert "fixed: one classifier trained on all" in text
+
+
+def test_many_streams_keep_to_the_single_ones_and_all():
+    names = ["a", "b", "c", "d", "a+b", "a+c", "a+d", "b+c", "b+d", "c+d", "a+b+c+d"]
+    metrics = {f"top1/{n}": 50.0 for n in [*names, "mean", "worst"]}
+    (table,) = rich_tables([record(protocol="missing", metrics=metrics, extra={"labels": "all", "head": "own"})])
+    assert [c.header for c in table.columns][2:] == ["a", "b", "c", "d", "all", "mean", "worst"]
+
+
+def test_paired_differences_are_printed_and_averaged(tmp_path):
+    for seed, value in enumerate((4.0, 6.0)):
+        found = {"raw pose": {"metric": "top1", "difference": value, "ci95": [value - 3, value + 3]}}
+        extra = {"labels": "all", "differences": found, "ci95_clips": {"top1": [86.0, 94.0]}}
+        write_records(tmp_path / str(seed) / "results.json", [record(seed=seed, extra=extra)])
+    (one,) = gather_results([tmp_path / "0"])
+    assert differences([one]) == ["labels all, top1: umurl - raw pose: +4.0 [1.0, 7.0]"]
+    assert differences([one])[0] in markdown([one])
+    (both,) = gather_results([tmp_path])
+    # seeds 4 and 6: half-width of the t-interval 12.706; clips: 3
+    assert differences([both]) == ["labels all, top1: umurl - raw pose: +5.0 [-8.1, 18.1]"]
+    assert both.ci95["top1"] == pytest.approx((86.0, 94.0)) and both.extra["ci95_seeds"]["top1"] == (90.0, 90.0)

@@ -25,7 +25,7 @@ def results(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, help="write to a file instead of printing")
     options = parser.parse_args(list(arguments))
 
-    from skelact.tables import csv_text, gather_results, markdown, rich_tables
+    from skelact.tables import csv_text, gather_results, markdown, print_tables
 
     records = gather_results(options.directories)
     if options.protocol:
@@ -36,9 +36,8 @@ def results(arguments: Sequence[str]) -> int:
         with open(options.output, "w", encoding="utf-8") if options.output else _Stdout() as file:
             console = Console(file=file, highlight=False)
             if not console.is_terminal:
-                console.width = 160
-            for table in rich_tables(records):
-                console.print(table)
+                console.width = 140
+            print_tables(records, console)
         return 0
     text = markdown(records) if options.format == "markdown" else csv_text(records)
     if options.output:

@@ -292,13 +292,12 @@ def _announce(config: Mapping[str, Any], datamodule: Any, method: Any, run_dir: 
 def _print_tables(records: list[Record], run_dir: Path) -> None:
     from rich.console import Console
 
-    from skelact.tables import rich_tables
+    from skelact.tables import print_tables
 
     console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
+    if not console.is_terminal:
         console.width = 140  # a file or a pipe has no width of its own
-    for table in rich_tables(records):
-        console.print(table)
+    print_tables(records, console)
     console.print(f"results in {run_dir / RESULTS}", markup=False, soft_wrap=True)
 
 

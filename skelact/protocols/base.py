@@ -13,7 +13,7 @@ import torch
 
 from skelact.errors import SkelactError
 from skelact.protocols.features import FeatureTable, Subject
-from skelact.results import Record, bootstrap_interval, save_scores, t_interval
+from skelact.results import Record, repeated_interval, save_scores
 
 if TYPE_CHECKING:
     from skelact.data.datamodules import SkeletonDataModule
@@ -29,18 +29,20 @@ class Answer:
 
     Args:
         metrics: name -> number.
-        ci95: intervals over seeds, label draws or clips.
+        ci95: intervals over repetitions and clips.
         selection: how hyper-parameters were chosen.
-        parameters: trained parameters of one head, None where nothing is trained.
+        parameters: trained parameters of one head, 0 where nothing is trained.
         scores: `(N, classes)` per-clip scores of the test part, mean over seeds.
+        correct: `(R, N)` percent, the first metric of each repetition and clip: what paired differences are made of.
         extra: further keys of the record.
     """
 
     metrics: dict[str, float]
     ci95: dict[str, tuple[float, float]]
     selection: str
-    parameters: int | None = None
+    parameters: int = 0
     scores: np.ndarray | None = None
+    correct: np.ndarray | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -105,9 +107,12 @@ class Protocol:
             One record per row and label setting.
         """
         device = torch.device(device) if device is not None else next(method.parameters()).device
-        records = []
+        records: list[Record] = []
+        first: dict[str, tuple[Record, np.ndarray]] = {}
         for subject in self._subjects(method, datamodule, run_dir, untrained, device, seed, encoder):
-            gflops = forward_gflops(subject)
+            raw = subject.encoder == "raw_pose"
+            gflops = None if raw else forward_gflops(subject.method.to(device), datamodule)
+            size = 0 if raw else encoder_parameters(subject.method)
             start = time.perf_counter()
             for answer in self.answer(subject, seed):
                 extra = {"encoder": subject.encoder, "streams": "+".join(subject.full), **answer.extra}
@@ -123,7 +128,7 @@ class Protocol:
                         selection=answer.selection,
                         checkpoint=checkpoint if subject.encoder == "pretrained" else None,
                         fingerprint=str(datamodule.fingerprint),
-                        parameters=answer.parameters,
+                        parameters=size + answer.parameters,
                         gflops=gflops,
                         wall_s=time.perf_counter() - start,
                         samples_per_s=subject.clips / subject.seconds if subject.seconds else None,
@@ -131,6 +136,8 @@ class Protocol:
                         extra=extra,
                     )
                 )
+                if answer.correct is not None:
+                    _compare(first, "/".join(_tags(answer)), records[-1], answer.correct, datamodule.groups("test"))
                 if scores is not None and answer.scores is not None:
                     key = "/".join([self.name, subject.name, *_tags(answer)])
                     columns = (datamodule.clip_names("test"), datamodule.labels("test"))
@@ -192,48 +199,76 @@ def label_rows(table: FeatureTable, per_class: int, draw: int) -> np.ndarray:
 
 
 def summarise(
-    repetitions: Sequence[dict[str, float]],
-    correct: np.ndarray | None = None,
-    groups: np.ndarray | None = None,
-    metric: str = "top1",
+    values: dict[str, np.ndarray], groups: np.ndarray | None = None, estimates: dict[str, np.ndarray] | None = None
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, Any]]:
-    """Means and t-intervals over repetitions, and the clip bootstrap beside them.
+    """Means over repetitions with intervals over repetitions and clips.
 
     Args:
-        repetitions: metrics of each seed or label draw.
-        correct: `(N,)` per-clip value of `metric` in percent, mean over repetitions.
+        values: metric -> `(R, N)` percent of each repetition and clip.
         groups: `(N,)` groups of the clips.
-        metric: which metric `correct` is.
+        estimates: metric -> `(R,)` where it is not the mean over clips.
 
     Returns:
-        metrics, ci95 and extra keys (`std` over repetitions, `repetitions`, `ci95_clips`).
+        metrics, ci95 and extra keys: `repetitions`, `ci95_clips` and, of several repetitions, `ci95_seeds` and `std`.
     """
-    names = list(repetitions[0])
-    columns = {k: np.array([r[k] for r in repetitions]) for k in names}
-    metrics = {k: float(v.mean()) for k, v in columns.items()}
-    ci95 = {k: t_interval(v) for k, v in columns.items()} if len(repetitions) > 1 else {}
-    extra: dict[str, Any] = {"repetitions": len(repetitions)}
-    if len(repetitions) > 1:
-        extra["std"] = {k: float(v.std(ddof=1)) for k, v in columns.items()}
-    if correct is not None:
-        extra["ci95_clips"] = {metric: list(bootstrap_interval(correct, groups))}
+    metrics: dict[str, float] = {}
+    ci95: dict[str, tuple[float, float]] = {}
+    seeds: dict[str, list[float]] = {}
+    clips: dict[str, list[float]] = {}
+    std: dict[str, float] = {}
+    repetitions = 1
+    for name, each in values.items():
+        runs = each.mean(1) if estimates is None or name not in estimates else estimates[name]
+        found = repeated_interval(each, groups, runs)
+        metrics[name], ci95[name], clips[name] = float(runs.mean()), found.both, list(found.clips)
+        repetitions = len(runs)
+        if repetitions > 1:
+            seeds[name], std[name] = list(found.seeds), float(runs.std(ddof=1))
+    extra: dict[str, Any] = {"repetitions": repetitions, "ci95_clips": clips}
+    if seeds:
+        extra |= {"ci95_seeds": seeds, "std": std}
     return metrics, ci95, extra
 
 
-def forward_gflops(subject: Subject) -> float | None:
-    """Forward cost of one clip through the encoder, 2 x multiply-adds, attention included; None for raw pose."""
-    if subject.encoder == "raw_pose":
-        return None
+def _compare(
+    first: dict[str, tuple[Record, np.ndarray]], tag: str, record: Record, correct: np.ndarray, groups: np.ndarray
+) -> None:
+    """Add the paired difference to the first subject's record: same clips, same label lists, same head seeds."""
+    if tag not in first:
+        first[tag] = (record, correct)
+        return
+    own, values = first[tag]
+    difference = values - correct
+    found = repeated_interval(difference, groups, bounds=(-100.0, 100.0))
+    own.extra.setdefault("differences", {})[record.method] = {
+        "metric": next(iter(record.metrics)),
+        "difference": float(difference.mean()),
+        "ci95": list(found.both),
+    }
+
+
+def encoder_parameters(method: Method) -> int:
+    """Number of parameters of the backbone, projectors apart."""
+    return sum(p.numel() for p in method.backbone.parameters())
+
+
+def forward_gflops(
+    method: Method, datamodule: SkeletonDataModule, part: str = "test", streams: Sequence[str] | None = None
+) -> float:
+    """Forward cost of one clip through the encoder, by default with all its streams.
+
+    Counted are 2 x multiply-adds of the matrix products, those of attention included.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    method = subject.method
+    device = next(method.parameters()).device
     was_training = method.training
-    batch = next(iter(subject.datamodule.batches("test", 1, subject.device)))
-    method.eval().to(subject.device)
+    batch = next(iter(datamodule.batches(part, 1, device)))
+    method.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             views, mask = method.sample(batch)
-            method.encode(views, None, mask)
+            method.encode(views, streams, mask)
     finally:
         method.train(was_training)
     return counter.get_total_flops() / 1e9

@@ -14,18 +14,24 @@ from skelact.protocols.features import FeatureTable, Subject
 from skelact.protocols.heads import Heads, Recipe, fit, fit_lists, get_recipe, stable_rate, standardise
 
 
-def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """`top1`, `top5` and `mean_class` (mean of the classes' recalls) in percent, of logits `(N, C)`."""
-    right = logits.argmax(1) == labels
+def clip_accuracies(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Per-clip parts `(N,)` in percent, float64, whose means are `top1`, `top5` and `mean_class`, of logits `(N, C)`.
+
+    A clip's part of `mean_class`, the mean of the classes' recalls, is its linearisation at the test part (influence
+    function): the mean itself plus the clip's deviation from its class's recall, weighted by the inverse class size.
+    """
+    right = (logits.argmax(1) == labels).double()
     near = logits.topk(min(5, logits.shape[1]), 1).indices.eq(labels[:, None]).any(1)
     number = torch.bincount(labels, minlength=logits.shape[1]).double()
-    hits = torch.bincount(labels, weights=right.double(), minlength=logits.shape[1])
-    recall = (hits / number)[number > 0].mean()
-    return {
-        "top1": 100.0 * float(right.double().mean()),
-        "top5": 100.0 * float(near.double().mean()),
-        "mean_class": 100.0 * float(recall),
-    }
+    recall = torch.bincount(labels, weights=right, minlength=logits.shape[1]) / number
+    weight = len(labels) / (number[labels] * (number > 0).sum())
+    by_class = recall[number > 0].mean() + (right - recall[labels]) * weight
+    return {"top1": 100.0 * right, "top5": 100.0 * near.double(), "mean_class": 100.0 * by_class}
+
+
+def accuracies(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """`top1`, `top5` and `mean_class` (mean of the classes' recalls) in percent, of logits `(N, C)`."""
+    return {name: float(values.mean()) for name, values in clip_accuracies(logits, labels).items()}
 
 
 def choose_rate(
@@ -85,7 +91,7 @@ class LinearProbe(Protocol):
 
     With all labels: where the recipe has several learning rates, one is chosen on the validation part and the heads
     are trained again on training and validation clips together (`refit`); heads differ in initial weights and batch
-    order, and metrics are means over them with t-intervals. `ci95_clips` is the clip bootstrap beside it.
+    order, and metrics are means over them. Intervals: :func:`~skelact.results.repeated_interval`.
 
     With n labels per class: each repetition has its own list of labelled clips. A validation part would hold more
     labels than there are, so a recipe with several rates takes one by a rule that sees no label at all (the inverse of
@@ -153,15 +159,16 @@ class LinearProbe(Protocol):
             count = self.seeds if labels == "all" else self.draws
             heads = train_heads(table, classes, self.recipe, labels, rate, count, seed)
             logits = heads.logits(test.features)
-            runs = [accuracies(one, test.labels) for one in logits]
-            correct = 100.0 * (logits.argmax(2) == test.labels).double().mean(0).cpu().numpy()
-            metrics, ci95, more = summarise(runs, correct, test.groups)
+            runs = [clip_accuracies(one, test.labels) for one in logits]
+            values = {name: torch.stack([run[name] for run in runs]).cpu().numpy() for name in runs[0]}
+            metrics, ci95, more = summarise(values, test.groups)
             yield Answer(
                 metrics,
                 ci95,
                 selection,
                 parameters=classes * (test.features.shape[1] + 1),
                 scores=logits.softmax(2).mean(0).cpu().numpy(),
+                correct=values["top1"],
                 extra={"labels": label_name(labels), "recipe": self.recipe_name, "lr": rate, "steps": heads.steps}
                 | more,
             )

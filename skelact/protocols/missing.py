@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from skelact.protocols.base import Answer, Labels, Protocol, label_name
+from skelact.protocols.base import Answer, Labels, Protocol, label_name, summarise
 from skelact.protocols.features import FeatureTable, Subject, Subset, subset_name, subsets
 from skelact.protocols.heads import get_recipe
 from skelact.protocols.linear import LinearProbe, train_heads
 from skelact.protocols.retrieval import few_label_correct, knn_correct
-from skelact.results import bootstrap_interval, t_interval
 
 
 class MissingStreams(Protocol):
@@ -82,7 +82,7 @@ class MissingStreams(Protocol):
                     logits = fitted.logits(queries[subset].features)
                     right["top1"][subset] = (logits.argmax(2) == queries[subset].labels).cpu().numpy()
                     right["knn1"][subset] = _neighbours(queries[subset], source, classes, labels, self.draws)
-                metrics, ci95 = _collect(right, next(iter(test.values())).groups)
+                metrics, ci95, more = _collect(right, next(iter(test.values())).groups)
                 yield Answer(
                     metrics,
                     ci95,
@@ -90,8 +90,8 @@ class MissingStreams(Protocol):
                     parameters=classes * (side[full].features.shape[1] + 1),
                     extra={
                         "labels": label_name(labels), "head": head, "recipe": self.recipe_name, "lr": rate,
-                        "steps": fitted.steps if fitted else None, "repetitions": count, "streams": "+".join(full),
-                    },
+                        "steps": fitted.steps if fitted else None, "streams": "+".join(full),
+                    } | more | {"repetitions": count},
                 )  # fmt: skip
 
 
@@ -124,20 +124,14 @@ def _filled(
 
 def _collect(
     right: dict[str, dict[Subset, np.ndarray]], groups: np.ndarray
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """Metrics and intervals: t-interval over repetitions, clip bootstrap where there is only one."""
-    metrics: dict[str, float] = {}
-    ci95: dict[str, tuple[float, float]] = {}
+) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, Any]]:
+    """Metrics, intervals and extra keys; the clips of `worst` are those of the subset that is worst on average."""
+    values: dict[str, np.ndarray] = {}
+    estimates: dict[str, np.ndarray] = {}
     for name, found in right.items():
         stack = 100.0 * np.stack(list(found.values())).astype(np.float64)  # (subsets, repetitions, Q)
         per_run = stack.mean(2)
-        values = {subset_name(s): per_run[i] for i, s in enumerate(found)}
-        values |= {"mean": per_run.mean(0), "worst": per_run.min(0)}
-        worst = int(per_run.mean(1).argmin())
-        clips = {subset_name(s): stack[i, 0] for i, s in enumerate(found)}
-        clips |= {"mean": stack[:, 0].mean(0), "worst": stack[worst, 0]}
-        for key, runs in values.items():
-            metrics[f"{name}/{key}"] = float(runs.mean())
-            alone = len(runs) < 2
-            ci95[f"{name}/{key}"] = bootstrap_interval(clips[key], groups) if alone else t_interval(runs)
-    return metrics, ci95
+        values |= {f"{name}/{subset_name(s)}": stack[i] for i, s in enumerate(found)}
+        values |= {f"{name}/mean": stack.mean(0), f"{name}/worst": stack[per_run.mean(1).argmin()]}
+        estimates[f"{name}/worst"] = per_run.min(0)
+    return summarise(values, groups, estimates)

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from skelact.protocols.base import forward_gflops
 from skelact.results import Record
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class Pretrain:
                 parameters=sum(p.numel() for p in method.parameters() if p.requires_grad),
                 wall_s=wall,
                 samples_per_s=speed,
+                gflops=forward_gflops(method, datamodule, "train"),
                 device=str(trainer.strategy.root_device),
                 extra=extra | {"steps": int(trainer.global_step), "batch_size": batch, "devices": trainer.world_size},
             )

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from skelact.protocols.base import Answer, Labels, Protocol, label_name, label_rows, summarise
 from skelact.protocols.features import FeatureTable, Subject
 from skelact.protocols.neighbours import Neighbours, search
-from skelact.results import bootstrap_interval
 
 
 def vote(labels: Tensor, classes: int) -> Tensor:
@@ -66,7 +65,8 @@ class Retrieval(Protocol):
 
     With n labels per class the gallery shrinks to the labelled clips and the metrics are means over label lists; only
     k <= n is reported, for with more neighbours than clips per class the votes are not the question asked.
-    Intervals: clip bootstrap clustered by recording with all labels, t-interval over label lists otherwise.
+    Intervals: clip bootstrap clustered by recording, with few labels together with the t-interval over label lists
+    (:func:`~skelact.results.repeated_interval`).
 
     Args:
         k: numbers of neighbours.
@@ -102,22 +102,25 @@ class Retrieval(Protocol):
             if labels == "all":
                 k = [n for n in self.k if n <= len(gallery)]
                 right, scores = knn_correct(queries, gallery, classes, k)
+                values = {f"knn{n}": 100.0 * right[n][None] for n in k}
+                metrics, ci95, more = summarise(values, queries.groups)
                 yield Answer(
-                    metrics={f"knn{n}": 100.0 * float(right[n].mean()) for n in k},
-                    ci95={f"knn{n}": bootstrap_interval(100.0 * right[n], queries.groups) for n in k},
-                    selection="none",
+                    metrics,
+                    ci95,
+                    "none",
                     scores=scores.cpu().numpy(),
-                    extra=extra | {"gallery": len(gallery)},
+                    correct=values[f"knn{k[0]}"],
+                    extra=extra | {"gallery": len(gallery)} | more,
                 )
                 continue
             k = [n for n in self.k if n <= int(labels)] or [1]
-            runs, hits, sizes = [], np.zeros(len(queries)), []
+            hits, sizes = [], []
             total = torch.zeros(len(queries), classes)
             for right, found, size in few_label_correct(queries, gallery, classes, int(labels), self.draws, k):
-                runs.append({f"knn{n}": 100.0 * float(v.mean()) for n, v in right.items()})
-                hits += right[k[0]]
+                hits.append(right)
                 total += found.cpu()
                 sizes.append(size)
-            metrics, ci95, more = summarise(runs, 100.0 * hits / self.draws, queries.groups, f"knn{k[0]}")
-            mean = (total / self.draws).numpy()
-            yield Answer(metrics, ci95, "none", scores=mean, extra=extra | {"gallery": sizes[0]} | more)
+            values = {f"knn{n}": 100.0 * np.stack([right[n] for right in hits]) for n in k}
+            metrics, ci95, more = summarise(values, queries.groups)
+            mean, own = (total / self.draws).numpy(), values[f"knn{k[0]}"]
+            yield Answer(metrics, ci95, "none", scores=mean, correct=own, extra=extra | {"gallery": sizes[0]} | more)

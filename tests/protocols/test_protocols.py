@@ -7,8 +7,12 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
+from skelact.backbones.umurl import UmURLEncoder
+from skelact.clips import RaggedClips
 from skelact.data.datamodules import SkeletonDataModule
 from skelact.errors import SkelactError
+from skelact.methods.umurl import UmURL
+from skelact.protocols.base import forward_gflops
 from skelact.protocols.features import FeatureTable, extract
 from skelact.protocols.heads import Recipe
 from skelact.protocols.linear import LinearProbe, choose_rate, train_heads
@@ -16,6 +20,9 @@ from skelact.protocols.missing import MissingStreams
 from skelact.protocols.pretrain import Pretrain
 from skelact.protocols.retrieval import Retrieval, few_label_correct
 from skelact.results import load_scores, read_records, write_records
+from skelact.transforms.sampling import CenterCrop
+
+STREAMS = ("joint", "bone", "motion")
 
 
 def test_retrieval_rows_and_numbers(data, make, tmp_path) -> None:
@@ -33,6 +40,8 @@ def test_retrieval_rows_and_numbers(data, make, tmp_path) -> None:
     assert low <= records[0].metrics["knn1"] <= high
     assert set(records[1].metrics) == {"knn1"} and records[1].extra["repetitions"] == 3
     assert records[0].gflops > 0 and records[4].gflops is None
+    assert records[0].parameters == sum(p.numel() for p in method.backbone.parameters())
+    assert records[4].parameters == 0
     scores = load_scores(tmp_path)
     assert scores.names.tolist() == data.clip_names("test")
     right = 100 * (scores.entry("retrieval/umurl/all").argmax(1) == scores.labels).mean()
@@ -62,8 +71,21 @@ def test_linear_learns_the_made_up_motions(data, make, tmp_path) -> None:
     assert everything.selection.startswith("val:lr, refit") and few.selection.startswith("none")
     assert everything.extra["lr"] in LinearProbe().recipe.rates and few.extra["lr"] is None
     assert everything.extra["repetitions"] == 3 and few.extra["repetitions"] == 4
-    assert everything.parameters == 3 * (32 + 1) and everything.extra["steps"] == 500
-    assert set(everything.ci95) == {"top1", "top5", "mean_class"} and "top1" in everything.extra["ci95_clips"]
+    encoder = sum(p.numel() for p in make(0).backbone.parameters())
+    assert everything.parameters == encoder + 3 * (32 + 1) and everything.extra["steps"] == 500
+    assert set(everything.ci95) == {"top1", "top5", "mean_class"} == set(everything.extra["ci95_clips"])
+    for r in records:
+        for name, (low, high) in r.ci95.items():
+            assert low <= r.metrics[name] <= high
+            for inner in (r.extra["ci95_seeds"][name], r.extra["ci95_clips"][name]):
+                assert low <= max(inner[0], 0) + 1e-9 and high >= min(inner[1], 100) - 1e-9
+    assert list(everything.extra["differences"]) == ["umurl (untrained)", "raw pose"]
+    for other, found in everything.extra["differences"].items():
+        (twin,) = (r for r in records if (r.method, r.extra["labels"]) == (other, "all"))
+        assert found["metric"] == "top1"
+        assert found["difference"] == pytest.approx(everything.metrics["top1"] - twin.metrics["top1"])
+        assert found["ci95"][0] <= found["difference"] <= found["ci95"][1]
+    assert not any("differences" in r.extra for r in records[2:])
     assert len(list((tmp_path / "features").iterdir())) == 3  # train, val, test of the method given
 
 
@@ -155,4 +177,20 @@ def test_pretrain_fits_and_reports(data, make, tmp_path) -> None:
     )  # fmt: skip
     (record,) = Pretrain().run(method, data, trainer=trainer, seed=5, run_dir=tmp_path)
     assert record.protocol == "pretrain" and record.metrics["steps"] == 3 and record.seed == 5
-    assert np.isfinite(record.metrics["loss"]) and record.samples_per_s > 0 and record.checkpoint is None
+    assert record.gflops > 0 and record.samples_per_s > 0 and record.checkpoint is None
+    assert np.isfinite(record.metrics["loss"])
+
+
+@pytest.mark.parametrize(("streams", "published"), [(("joint",), 1.740), (STREAMS, 2.536)])
+def test_forward_cost_is_the_published_one(streams, published) -> None:
+    """GFLOPs of one clip in the paper's table of costs: two persons, 64 frames, one modality or all three fused."""
+    encoder = UmURLEncoder("ntu25", persons=2, frames=64, width=1024, streams=STREAMS)
+    method = UmURL(encoder, "ntu25", CenterCrop(64), streams=STREAMS, projector_width=8)
+    assert forward_gflops(method, TwoPersons(), streams=streams) == pytest.approx(published, rel=0.02)
+
+
+class TwoPersons:
+    """One clip of 80 frames."""
+
+    def batches(self, part, batch_size, device):
+        yield RaggedClips.pack([torch.randn(80, 2, 25, 3)])
