@@ -67,7 +67,7 @@ class Recipe:
 # augmentations are not part of a recipe here: features are cached, so every recipe sees the whole clip once, and
 # nothing is selected on the test split.
 RECIPES: dict[str, Recipe] = {
-    "skelact_linear_v1": Recipe((1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), 256, 100, normalize=True, min_steps=500),
+    "skelact_linear_v1": Recipe((3e-3, 1e-2, 3e-2, 1e-1, 3e-1), 256, 100, normalize=True, min_steps=500),
     "umurl": Recipe(0.03, 512, 150, "step", (120, 140), init=0.01),
     "crosclr": Recipe(3.0, 128, 100, "step", (80,)),
     "aimclr": Recipe(3.0, 128, 100, "step", (80,)),

@@ -24,7 +24,7 @@ CLASSES = (
     "stand up", "donning", "doffing", "throw", "carry",
 )  # fmt: skip
 SPLITS = {
-    "xview": {"factor": "camera", "train": [1, 2], "test": [3], "val": {"factor": "subject", "values": [10]}},
+    "xview": {"factor": "camera", "train": [1, 2], "test": [3], "val": {"factor": "subject", "values": [9, 10]}},
     # not a published protocol: odd subjects against even ones
     "xsub": {
         "factor": "subject",
