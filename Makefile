@@ -27,7 +27,7 @@ $(STAMP): requirements.lock pyproject.toml | $(VENV)/bin/python
 	@touch $@
 
 demo: setup  ## Pretrain UmURL on real motion data, answer the three questions, draw pictures (about five minutes)
-	$(BIN)/skelact experiment=umurl_hdm05 evaluate=[linear,retrieval,missing] run_dir=$(RUN)
+	$(BIN)/skelact experiment=umurl_hdm05 evaluate=[linear,retrieval,missing] run_dir=$(RUN) overwrite=true
 	$(BIN)/skelact plot checkpoint=$(RUN) kind=tsne
 	$(BIN)/skelact plot checkpoint=$(RUN) kind=clip
 	@echo "demo: results in $(RUN)/results.json, pictures in $(RUN)/*.png and $(RUN)/*.gif"

@@ -67,13 +67,17 @@ def _hydra(command: str, arguments: list[str]) -> int:
     from skelact.engine.search_path import register
 
     register()
+    if any(a in ("-h", "--help") for a in arguments):
+        from skelact.engine.help import list_groups_of
+
+        list_groups_of(command)
     task = _task(command)
     # Hydra's parser wants its flags before the overrides; people write `skelact seed=1,2 -m`.
     flags = [a for a in arguments if a in ("-m", "--multirun")]
     arguments = [*flags, *(a for a in arguments if a not in flags)]
     resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "")
     if command == "run" and resume not in ("", "null") and not any(a.startswith("run_dir=") for a in arguments):
-        arguments = [*arguments, f"run_dir={resume}", "hydra.output_subdir=null"]
+        arguments = [*arguments, f"run_dir={resume}"]
     job = _Job(task)
     # joblib sends the task of a sweep to other processes: there it must be the plain function.
     sweeping = any(a in ("-m", "--multirun") or a.startswith(("sweep=", "hydra.mode=")) for a in arguments)

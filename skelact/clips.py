@@ -54,6 +54,7 @@ class RaggedClips:
 
     @property
     def device(self) -> torch.device:
+        """Where the frames are."""
         return self.frames.device
 
     @property

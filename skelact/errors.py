@@ -4,4 +4,7 @@ from __future__ import annotations
 
 
 class SkelactError(ValueError):
-    """Something outside skelact's code is at fault: a file, a key, an override. The message says which and what to do."""
+    """Something outside skelact's code is at fault: a file, a key, an override.
+
+    The message says which, and what to do.
+    """

@@ -7,10 +7,13 @@ extend that list.
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 from collections.abc import Mapping
 from importlib.metadata import entry_points
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from skelact.errors import SkelactError
 
@@ -114,6 +117,7 @@ def build(node: Mapping[str, Any], where: str = "config", **arguments: Any) -> A
     from hydra.utils import instantiate
 
     check_targets(node, where)
+    check_types(node, where)
     try:
         if node.get("_partial_"):
             return instantiate(dict(node), _convert_="all")
@@ -122,18 +126,64 @@ def build(node: Mapping[str, Any], where: str = "config", **arguments: Any) -> A
         cause = _innermost(error)
         if isinstance(cause, SkelactError):
             raise cause from error
-        if isinstance(cause, TypeError) and "argument" in str(cause):
-            raise SkelactError(f"{where} ({node.get('_target_')}): {cause}") from error
+        if isinstance(cause, ValueError) or (isinstance(cause, TypeError) and "argument" in str(cause)):
+            raise SkelactError(f"{where} ({_guilty(error, node)}): {cause}") from error
         raise
+    except SkelactError:
+        raise
+    except ValueError as error:  # a constructor that refuses a value: which value is the config's business
+        raise SkelactError(f"{where} ({node.get('_target_')}): {error}") from error
     except TypeError as error:
         if "argument" in str(error) and error.__traceback__ is not None and _shallow(error):
             raise SkelactError(f"{where} ({node.get('_target_')}): {error}") from error
         raise
 
 
+def check_types(node: Any, where: str = "config") -> None:
+    """Walk a plain config and refuse a number, text or switch where the constructor says it takes another.
+
+    Only what both sides make plain is judged: parameters annotated with nothing but int, float, bool, str and None.
+    """
+    if isinstance(node, (list, tuple)):
+        for position, value in enumerate(node):
+            check_types(value, f"{where}.{position}")
+    if not isinstance(node, Mapping):
+        return
+    hints = _hints(locate(str(node["_target_"]), where)) if "_target_" in node else {}
+    for key, value in node.items():
+        wanted = hints.get(key, ())
+        if wanted and isinstance(value, (int, float, bool, str, NoneType)) and not _fits(value, wanted):
+            names = " or ".join("null" if kind is NoneType else kind.__name__ for kind in wanted)
+            raise SkelactError(f"{where}.{key}={value}: must be {names}, not {type(value).__name__}")
+        check_types(value, f"{where}.{key}")
+
+
+def _hints(target: Any) -> dict[str, tuple[type, ...]]:
+    """Parameters that take nothing but plain scalars, and which."""
+    function = inspect.getattr_static(target, "__init__") if isinstance(target, type) else target
+    try:
+        hints = get_type_hints(function)
+    except Exception:  # names that exist for type checkers only; then the constructor must speak for itself
+        return {}
+    kinds = {key: get_args(hint) or (hint,) for key, hint in hints.items() if key != "return"}
+    return {key: some for key, some in kinds.items() if set(some) <= {int, float, bool, str, NoneType}}
+
+
+def _fits(value: Any, wanted: tuple[type, ...]) -> bool:
+    if isinstance(value, float) and value.is_integer() and int in wanted:
+        return True
+    return isinstance(value, wanted) or (isinstance(value, int) and float in wanted)
+
+
 def build_data(node: Mapping[str, Any]) -> Any:
     """The datamodule of a data node; its `reader` is for `skelact prepare` only."""
     return build({key: value for key, value in node.items() if key != "reader"}, "data")
+
+
+def _guilty(error: BaseException, node: Mapping[str, Any]) -> str:
+    """The target whose constructor failed: the node itself, or one inside it, as Hydra's message has it."""
+    found = re.search(r"full_key: (\S+)", str(error))
+    return f"{node.get('_target_')}" + (f", {found.group(1)}" if found else "")
 
 
 def _innermost(error: BaseException) -> BaseException:

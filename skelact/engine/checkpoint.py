@@ -35,7 +35,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Called by Lightning on the first process."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=path.name + ".", suffix=".partial", dir=path.parent)
+        try:
+            handle, name = tempfile.mkstemp(prefix=path.name + ".", suffix=".partial", dir=path.parent)
+        except OSError as error:
+            raise CheckpointError(f"checkpoint {path}: cannot be written ({_first_line(error)})") from error
         try:
             with os.fdopen(handle, "wb") as file:
                 torch.save(checkpoint, file)
@@ -43,14 +46,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.chmod(name, 0o644)  # mkstemp makes files that only their owner can read
             os.replace(name, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
+        except BaseException as error:
+            with contextlib.suppress(OSError):
                 os.unlink(name)
+            if isinstance(error, (OSError, RuntimeError)):  # torch turns a full disk into a RuntimeError
+                kept = "the one before it is kept" if path.exists() else "there was none before it"
+                raise CheckpointError(f"checkpoint {path}: cannot be written ({_first_line(error)}); {kept}") from error
             raise
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Never unpickles code, whatever the caller says."""
         return _read(Path(path), map_location or (lambda storage, location: storage))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def make_card(config: Mapping[str, Any], datamodule: Any, method: Any, logger_id: str | None) -> dict[str, Any]:
@@ -94,7 +104,7 @@ def _read(file: Path, map_location: Any = "cpu") -> dict[str, Any]:
             f"checkpoint {file}: refused, because it holds Python objects besides tensors and plain containers"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {file}: cannot be read ({str(error).splitlines()[0]})") from error
+        raise CheckpointError(f"checkpoint {file}: cannot be read ({_first_line(error)})") from error
 
 
 def read(path: str | Path) -> dict[str, Any]:

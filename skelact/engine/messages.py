@@ -29,6 +29,10 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, i
     for link in chain:
         if isinstance(link, OmegaConfBaseException):
             return _one_line(str(link).splitlines()[0]), 2
+    for link in chain:
+        if isinstance(link, OSError) and link.strerror:
+            named = f"{link.filename}: " if link.filename else ""
+            return f"{named}{link.strerror} (what was complete before is kept)", 1
     if type(error).__name__ == "OutOfMemoryError":
         return "the device is out of memory; try a smaller data.batch_size or trainer.precision=bf16-mixed", 1
     return None

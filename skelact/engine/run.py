@@ -63,6 +63,9 @@ def run(cfg: DictConfig, overrides: list[str], choices: Mapping[str, Any], run_d
         OmegaConf.set_readonly(cfg, False)
         cfg.run_dir = str(run_dir)
         config = freeze(cfg, overrides, choices)
+        overwrite = bool(config.pop("overwrite", False))
+        if not is_rank():
+            _clear(run_dir, overwrite, config.get("checkpoint"))
         write_yaml(run_dir / CONFIG, {k: v for k, v in config.items() if k != "resume"})
     if _processes(config) > 1 and not is_rank():
         launch(config, run_dir)
@@ -71,6 +74,27 @@ def run(cfg: DictConfig, overrides: list[str], choices: Mapping[str, Any], run_d
         records = execute(config)
     _print_tables(records, run_dir)
     return records
+
+
+def _clear(run_dir: Path, overwrite: bool, checkpoint: str | None) -> None:
+    """Refuse a directory that holds what another run found; make room in it where that was asked for.
+
+    Raises:
+        ConfigError: there are results or a checkpoint, and nobody said that they may go.
+    """
+    from skelact.engine.checkpoint import find
+
+    kept = [run_dir / "checkpoints" / "last.ckpt", run_dir / RESULTS]
+    found = [path for path in kept if path.exists()]
+    if found and not overwrite:
+        raise ConfigError(
+            f"run_dir={run_dir} holds a run already ({found[0].name}): choose another run_dir, continue that run with "
+            f"resume={run_dir}, or give overwrite=true to lose it"
+        )
+    if checkpoint and find(checkpoint).resolve() == kept[0].resolve():
+        raise ConfigError(f"run_dir={run_dir} holds the checkpoint itself, which would be lost; choose another run_dir")
+    for path in [*found, run_dir / SCORES, run_dir / METRICS]:
+        path.unlink(missing_ok=True)
 
 
 def _processes(config: Mapping[str, Any]) -> int:

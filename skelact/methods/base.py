@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from skelact.backbones.base import Encoder
 from skelact.clips import RaggedClips
+from skelact.errors import SkelactError
 from skelact.skeleton.layouts import get_layout
 from skelact.skeleton.streams import derive
 from skelact.transforms.draws import Draws
@@ -56,13 +57,26 @@ class Method(pl.LightningModule):
         super().__init__()
         unknown = [stream for stream in streams if stream not in backbone.streams]
         if unknown or not streams:
-            raise ValueError(f"streams {list(streams)} must be some of the backbone's: {', '.join(backbone.streams)}")
+            raise SkelactError(f"streams {list(streams)} must be some of the backbone's: {', '.join(backbone.streams)}")
         self.backbone = backbone
         self.layout = get_layout(layout)
         self.streams = tuple(streams)
         self.sampler, self.augment = sampler, augment
+        made = getattr(augment, "views", self.num_views)
+        if augment is not None and made is None:
+            augment.views = self.num_views  # type: ignore[assignment]
+        elif made != self.num_views:
+            raise SkelactError(
+                f"{type(self).__name__} with {len(self.streams)} streams needs {self.num_views} views of each clip, "
+                f"but augment.views={made}; leave it out (augment.views=null) or set augment.views={self.num_views}"
+            )
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self.exclude_from_decay, self.use_mask, self.seed = exclude_from_decay, use_mask, seed
+
+    @property
+    def num_views(self) -> int:
+        """Training views of each clip that a step needs."""
+        return 1
 
     @property
     def num_features(self) -> int:
@@ -76,7 +90,7 @@ class Method(pl.LightningModule):
     def views(self, batch: RaggedClips) -> list[tuple[Tensor, Tensor | None]]:
         """Training views of a batch in the current epoch; a clip's views depend on (seed, epoch, clip) alone."""
         if self.augment is None:
-            raise ValueError(f"{type(self).__name__} was built without `augment` and cannot be trained")
+            raise SkelactError(f"{type(self).__name__} was built without `augment` and cannot be trained")
         return self.augment(batch, Draws(self.seed, self.current_epoch, batch.index))
 
     def derive(
@@ -85,12 +99,12 @@ class Method(pl.LightningModule):
         """Streams by name, each `(N, M, T, V, C)`, of joint views; all of the method's where `streams` is None.
 
         Raises:
-            ValueError: no stream, or one that the method was not built for.
+            SkelactError: no stream, or one that the method was not built for.
         """
         names = self.streams if streams is None else tuple(dict.fromkeys(streams))
         unknown = [name for name in names if name not in self.streams]
         if unknown or not names:
-            raise ValueError(f"streams {list(names)} must be some of this method's: {', '.join(self.streams)}")
+            raise SkelactError(f"streams {list(names)} must be some of this method's: {', '.join(self.streams)}")
         if mask is not None:
             views = views.masked_fill(~mask[..., None], 0.0)
         return derive(views, names, self.layout, mask if self.use_mask else None)
@@ -134,7 +148,7 @@ class Method(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Build optimiser and schedule from the factories given at construction."""
         if self.optimizer is None:
-            raise ValueError(f"{type(self).__name__} was built without `optimizer` and cannot be trained")
+            raise SkelactError(f"{type(self).__name__} was built without `optimizer` and cannot be trained")
         optimizer = self.optimizer(self.parameter_groups())
         if self.scheduler is None:
             return optimizer

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from skelact.backbones.base import Encoder
 from skelact.backbones.umurl import code_of
 from skelact.clips import RaggedClips
+from skelact.errors import SkelactError
 from skelact.methods.base import Method
 from skelact.methods.layers import projector
 from skelact.objectives import UmURLTerms, gather, umurl_loss
@@ -87,7 +88,7 @@ class UmURL(Method):
         seed: int = 0,
     ) -> None:
         if preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+            raise SkelactError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         super().__init__(
             backbone,
             layout,
@@ -102,7 +103,7 @@ class UmURL(Method):
             seed=seed,
         )
         if len(self.streams) < 2:
-            raise ValueError(f"UmURL needs two or more streams, got {list(self.streams)}")
+            raise SkelactError(f"UmURL needs two or more streams, got {list(self.streams)}")
         for stream in self.streams:
             hidden = projector_hidden or self.num_features
             head = projector(self.num_features, hidden, projector_width, projector_bias)
@@ -111,6 +112,11 @@ class UmURL(Method):
         self.preset = preset
         preferred = PRESETS[preset]["loss_in_autocast"]
         self.loss_in_autocast = preferred if loss_in_autocast is None else loss_in_autocast
+
+    @property
+    def num_views(self) -> int:
+        """One view for each stream and one for their fusion."""
+        return len(self.streams) + 1
 
     def embed(self, views: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[list[Tensor], list[Tensor]]:
         """Embeddings of the training views.
@@ -123,7 +129,7 @@ class UmURL(Method):
         """
         *single, (joint_view, joint_mask) = views
         if len(single) != len(self.streams):
-            raise ValueError(
+            raise SkelactError(
                 f"UmURL with {len(self.streams)} streams needs {len(self.streams) + 1} views: "
                 f"`augment` made {len(views)}"
             )

@@ -18,21 +18,24 @@ class ViewMaker(nn.Module):
     Args:
         sampler: makes dense views of ragged clips.
         transform: augments them; None leaves them as they are.
-        views: how many views of each clip.
+        views: how many views of each clip; None: as many as the method it is given to asks for (its `num_views`).
 
     Raises:
         SkelactError: fewer than one view.
     """
 
-    def __init__(self, sampler: Sampler, transform: Transform | None = None, views: int = 1) -> None:
+    def __init__(self, sampler: Sampler, transform: Transform | None = None, views: int | None = 1) -> None:
         super().__init__()
-        if views < 1:
+        if views is not None and views < 1:
             raise SkelactError(f"views must be at least 1, got {views}")
-        self.sampler, self.transform, self.views = sampler, transform, int(views)
+        self.sampler, self.transform = sampler, transform
+        self.views = None if views is None else int(views)
 
     @torch.no_grad()
     def forward(self, clips: RaggedClips, draws: Draws) -> list[tuple[Tensor, Tensor | None]]:
         """For each view, views `(N, M, T, V, C)` float32 and mask `(N, M, T, V)` or None."""
+        if self.views is None:
+            raise SkelactError("ViewMaker(views=None) leaves the number to a method; give it to one, or say views=N")
         out = []
         for number in range(self.views):
             own = draws.view(number)

@@ -27,7 +27,7 @@ class CustomReader(Reader):
     Args:
         layout: joint layout of the clips: a name, a mapping or a YAML file.
         name: name of the dataset.
-        persons: person slots, M; clips with fewer people have their empty slots masked.
+        persons: person slots, M; None: 1; clips with fewer people have their empty slots masked.
         channels: channel names of a joint; None takes x, y(, z) from the layout. `score` may come last.
         fps: frames per second.
         unit: unit of the coordinates.
@@ -42,7 +42,7 @@ class CustomReader(Reader):
         self,
         layout: str | Mapping[str, Any] | Layout,
         name: str = "custom",
-        persons: int = 1,
+        persons: int | None = None,
         channels: Sequence[str] | int | None = None,
         fps: float = 30.0,
         unit: str = "m",
@@ -52,7 +52,7 @@ class CustomReader(Reader):
     ) -> None:
         if missing not in ("error", "nan"):
             raise SkelactError(f"missing={missing!r} is not one of error, nan")
-        self.name, self.persons, self.fps, self.unit = name, int(persons), float(fps), unit
+        self.name, self.persons, self.fps, self.unit = name, int(persons or 1), float(fps), unit
         self.layout = get_layout(layout)
         axes = ("x", "y", "z")[: self.layout.dims]
         if channels is None or isinstance(channels, int):
