@@ -174,6 +174,8 @@ def subset_bars(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], ti
         errors = np.nan_to_num(np.clip(np.stack([middle - low, high - middle]), 0, None))
         axes.bar(at, middle, width, yerr=errors, label=name, color=colour, error_kw={"lw": 0.8})
     axes.set_xticks(range(len(subsets)), subsets, rotation=20, ha="right", fontsize=8)
-    axes.set(ylabel="top-1 accuracy, %", ylim=(0, 100), title=title)
-    axes.legend(fontsize=7, frameon=False)
+    axes.set(ylabel="top-1 accuracy, %", ylim=(0, 100))
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, ncols=len(rows), loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return figure
