@@ -131,7 +131,9 @@ def scatter(points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], 
         rows = labels == label
         name = class_names[label] if label >= 0 else "unknown"
         axes.scatter(points[rows, 0], points[rows, 1], s=12, color=colour, label=name)
-    axes.set(xticks=[], yticks=[], title=title)
+    axes.set(xticks=[], yticks=[])
+    axes.set_aspect("equal", "datalim")
+    axes.set_title(title, fontsize=10, loc="left")
     if len(present) <= 30:
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
