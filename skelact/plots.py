@@ -131,7 +131,9 @@ def scatter(points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], 
         rows = labels == label
         name = class_names[label] if label >= 0 else "unknown"
         axes.scatter(points[rows, 0], points[rows, 1], s=12, color=colour, label=name)
-    axes.set(xticks=[], yticks=[], title=title)
+    axes.set(xticks=[], yticks=[])
+    axes.set_aspect("equal", "datalim")
+    axes.set_title(title, fontsize=10, loc="left")
     if len(present) <= 30:
         axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
@@ -174,6 +176,8 @@ def subset_bars(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], ti
         errors = np.nan_to_num(np.clip(np.stack([middle - low, high - middle]), 0, None))
         axes.bar(at, middle, width, yerr=errors, label=name, color=colour, error_kw={"lw": 0.8})
     axes.set_xticks(range(len(subsets)), subsets, rotation=20, ha="right", fontsize=8)
-    axes.set(ylabel="top-1 accuracy, %", ylim=(0, 100), title=title)
-    axes.legend(fontsize=7, frameon=False)
+    axes.set(ylabel="top-1 accuracy, %", ylim=(0, 100))
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, ncols=len(rows), loc="lower right", bbox_to_anchor=(1.0, 1.0))
     return figure

@@ -164,3 +164,81 @@ def test_wandb_offline_needs_no_account(skelact_run, tmp_path):
     import wandb
 
     assert wandb.run is None
+
+
+def test_wandb_gets_pictures_tables_and_the_config(skelact_run, tmp_path):
+    assert skelact_run("logger=wandb", "evaluate=[linear]", "run_dir=w", "trainer.max_steps=2") == 0
+    (run,) = (tmp_path / "w" / "wandb").glob("offline-run-*")
+    files = {str(p.relative_to(run / "files")) for p in run.rglob("*") if p.is_file() and "files" in p.parts}
+    media = sorted(f for f in files if f.startswith("media/"))
+    for start in ("images/pictures/tsne_", "images/pictures/confusion_", "table/results/linear_"):
+        assert any(f.startswith(f"media/{start}") for f in media), media
+    (table,) = (f for f in media if f.startswith("media/table/results/linear_"))
+    content = json.loads((run / "files" / table).read_text())
+    assert "top1" in content["columns"]
+    assert {row[content["columns"].index("method")] for row in content["data"]} == {
+        "umurl", "umurl (untrained)", "raw pose",
+    }  # fmt: skip
+    history, config, summary, code = read_wandb(next(run.glob("*.wandb")))
+    assert {"train/loss", "trainer/global_step"} <= history
+    assert config["frames"] == 8 and config["method"]["_target_"].endswith("UmURL")
+    assert "linear/umurl/all/top1" in summary and code == 0
+
+
+def read_wandb(file):
+    """Names logged, the config, names of the summary and the exit code, from the run's own record file."""
+    from wandb.proto import wandb_internal_pb2
+
+    history, config, summary, code = set(), {}, set(), None
+    for data in log_entries(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            history |= {item.key or "/".join(item.nested_key) for item in record.history.item}
+        elif kind in ("config", "run"):
+            update = record.config.update if kind == "config" else record.run.config.update
+            config |= {item.key: json.loads(item.value_json) for item in update if item.key}
+        elif kind == "summary":
+            summary |= {item.key or "/".join(item.nested_key) for item in record.summary.update}
+        elif kind == "exit":
+            code = record.exit.exit_code
+    return history, config, summary, code
+
+
+def log_entries(content):
+    """Entries of a LevelDB log behind seven bytes of W&B's own: blocks of 32 KiB, chunks of crc, length, type."""
+    at, entry = 7, b""
+    while at + 7 <= len(content):
+        if (room := 32768 - at % 32768) < 7:
+            at += room
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        entry += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last chunk
+            yield entry
+            entry = b""
+
+
+def test_wandb_run_is_continued_and_ended_after_a_failure(skelact_run, tmp_path, monkeypatch):
+    import wandb
+
+    from skelact.methods.umurl import UmURL
+
+    assert skelact_run("logger=wandb", "trainer.max_steps=1", "run_dir=w") == 0
+    step = UmURL.training_step
+
+    def fails_at_three(self, batch, batch_idx=0):
+        if self.global_step == 2:
+            raise OSError("the disk is full")
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(UmURL, "training_step", fails_at_three)
+        with pytest.raises(OSError, match="disk"):
+            skelact_run("resume=w", "trainer.max_steps=3", tiny=False)
+    assert wandb.run is None
+    runs = sorted((tmp_path / "w" / "wandb").glob("offline-run-*"))
+    assert len({run.name.rpartition("-")[2] for run in runs}) == 1 and len(runs) == 2
+    assert [read_wandb(next(run.glob("*.wandb")))[3] for run in runs] == [0, 1]

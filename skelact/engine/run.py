@@ -142,10 +142,12 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
     else:
         method = build(config["method"], "method")
     fresh = not config.get("checkpoint")
-    loggers = _loggers(config, run_dir)
-    records: list[Record] = []
     device = pick_device(config["trainer"])
+    records: list[Record] = []
+    loggers: list[Any] = []
+    status = "failed"
     try:
+        loggers = _loggers(config, run_dir)
         if first:
             _announce(config, datamodule, method, run_dir, device)
         for name in _plan(config):
@@ -170,13 +172,16 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
             fresh = fresh and "trainer" not in extra
             write_records(run_dir / RESULTS, records)
         _log_results(loggers, records, run_dir, method, datamodule)
+        status = "success"
     finally:
         for logger in loggers:
-            logger.finalize("success")
-        if any(type(logger).__name__ == "WandbLogger" for logger in loggers):
+            logger.finalize(status)
+        if "wandb" in (config.get("logger") or {}):
             import wandb
 
-            wandb.finish()
+            wandb.finish(exit_code=int(status != "success"))
+            # Wait until its helper process has written everything; it would mistake the same id for the old run.
+            wandb.teardown()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return records
@@ -287,13 +292,23 @@ def _log_results(loggers: list[Any], records: list[Record], run_dir: Path, metho
         return
     from skelact.engine.pictures import confusion_figure, save, tsne_figure
 
-    pictures = [save(tsne_figure(method, datamodule, "test", None, "test part"), run_dir / "tsne.png")]
+    pictures = []
+    if datamodule.size("test") >= 4:
+        pictures.append(save(tsne_figure(method, datamodule, "test", None, "test part"), run_dir / "tsne.png"))
     if (run_dir / SCORES).exists():
         pictures.append(save(confusion_figure(run_dir, datamodule.class_names), run_dir / "confusion.png"))
     for logger in shown:
         for protocol in dict.fromkeys(record.protocol for record in records):
             header, rows = table_rows([record for record in records if record.protocol == protocol])
             logger.log_table(key=f"results/{protocol}", columns=header, data=rows)
+        for record in records:
+            path = [
+                record.protocol,
+                record.method,
+                *(str(record.extra[k]) for k in ("labels", "head") if k in record.extra),
+            ]
+            name = "/".join(part.replace("/", " per ") for part in path)
+            logger.experiment.summary.update({f"{name}/{metric}": value for metric, value in record.metrics.items()})
         for picture in pictures:
             logger.log_image(key=f"pictures/{picture.stem}", images=[str(picture)])
 
