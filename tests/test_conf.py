@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from skelact.engine.build import build, locate
+from skelact.engine.build import build, check_types, locate
 
 CONF = Path(skelact.conf.__path__[0])
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
@@ -23,7 +23,7 @@ def composed(*overrides):
         cfg = compose("config", overrides=["run_dir=runs/test", *own, *overrides])
     OmegaConf.set_struct(cfg, False)
     if OmegaConf.is_missing(cfg.data, "layout"):
-        cfg.data.layout = "ntu25"
+        cfg.data.update(layout="ntu25", persons=1, channels=3)  # what a card would say
     del cfg.data["reader"]  # what `skelact prepare` builds
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
@@ -62,7 +62,9 @@ def check_binding(tree):
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_choices_fit_their_constructors(group, choice):
-    check_binding(composed(f"{group}={choice}"))
+    config = composed(f"{group}={choice}")
+    check_binding(config)
+    check_types(config)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

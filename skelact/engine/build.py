@@ -7,6 +7,7 @@ extend that list.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 import re
@@ -55,8 +56,12 @@ def allow(prefix: str) -> None:
 def allowed_prefixes() -> tuple[str, ...]:
     """Everything a `_target_` may start with, here and now."""
     named = [name.strip() for name in os.environ.get("SKELACT_TARGETS", "").split(",") if name.strip()]
-    installed = [point.value.partition(":")[0].partition(".")[0] for point in entry_points(group="skelact.conf")]
-    return (*_PREFIXES, *(name.rstrip(".") + "." for name in (*named, *installed)))
+    return (*_PREFIXES, *(name.rstrip(".") + "." for name in (*named, *_installed())))
+
+
+@functools.cache  # reads the metadata of every installed package, and is asked for each target
+def _installed() -> tuple[str, ...]:
+    return tuple(point.value.partition(":")[0].partition(".")[0] for point in entry_points(group="skelact.conf"))
 
 
 def _permitted(name: str) -> bool:

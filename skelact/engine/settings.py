@@ -126,12 +126,21 @@ def complete_from_card(cfg: DictConfig) -> None:
     """Fill what the data config leaves open (layout, persons, channels, classes) from the store's card.
 
     Configs of known datasets say these numbers, so that they compose without the data; a user's own store need not.
+
+    Raises:
+        SkelactError: the layout is open, and there is no store that could say it.
     """
     data = cfg.data
     keys = ("layout", "persons", "channels", "num_classes")
     wanted = [key for key in keys if OmegaConf.is_missing(data, key) or (key in data and data[key] is None)]
     store = data.get("store")
-    if not wanted or store is None or not (Path(str(store)).expanduser() / "card.json").is_file():
+    if not wanted or store is None:
+        return
+    if not (Path(str(store)).expanduser() / "card.json").is_file():
+        if "layout" in wanted:  # only a user's own data leave that open: without their store there is nothing to build
+            from skelact.data.embedded import open_store
+
+            open_store(str(store), data.get("name"))
         return
     from skelact.data.store import Store
 

@@ -64,6 +64,8 @@ def test_without_a_transform():
     assert mask is None and torch.equal(views, CenterCrop(16)(clips)[0])
     with pytest.raises(SkelactError, match="views"):
         ViewMaker(CenterCrop(16), views=0)
+    with pytest.raises(SkelactError, match="views=None"):
+        ViewMaker(CenterCrop(16), views=None)(clips, Draws(0, 0, clips.index))
 
 
 def build(name):
@@ -77,6 +79,8 @@ def build(name):
 @pytest.mark.parametrize(("name", "views"), [("none", 1), ("umurl", 4), ("umurl_yaw", 4)])
 def test_recipes_of_the_augment_group(name, views):
     clips, made = make(), build(name)
+    assert made.views is None  # the method says how many
+    made.views = views
     out = made(clips, Draws(0, 0, clips.index))
     assert len(out) == views and out[0][0].shape == (12, 2, 32, 25, 3)
     own = {
