@@ -59,6 +59,20 @@ def test_a_wrong_value_is_named(refused, override, words, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", "source=x", "checkpoint=absent"], ["absent", "does not exist"]),
+        (["predict", "source=x", "checkpoint=absent", "k=0"], ["k=0"]),
+        (["plot", "kind=confusion", "checkpoint=absent"], ["absent", "does not exist"]),
+        (["plot", "kind=moon", "checkpoint=absent"], ["kind=moon", "tsne"]),
+    ],
+)
+def test_sub_commands_name_what_is_wrong(refused, arguments, words):
+    line = refused(*arguments, tiny=False)
+    assert all(word in line for word in words), line
+
+
 def test_a_store_that_was_cut_short_is_named(refused, home, tmp_path, monkeypatch):
     shutil.copytree(home / "data" / "tiny", tmp_path / "data" / "tiny")
     frames = tmp_path / "data" / "tiny" / "frames.npy"

@@ -93,6 +93,8 @@ def _confusion(cfg: DictConfig) -> list[Path]:
     try:
         names = read(str(cfg.checkpoint))[KEY]["class_names"]
     except SkelactError:  # a run that only judged another one's checkpoint
+        if not Path(str(cfg.checkpoint)).expanduser().exists():
+            raise
         names = read(read_yaml(run / "config.yaml").get("checkpoint") or str(cfg.checkpoint))[KEY]["class_names"]
     return [save(confusion_figure(run, names), _target(cfg, "confusion.png"))]
 

@@ -25,6 +25,8 @@ def predict(cfg: DictConfig) -> int:
 
     if cfg.what not in ("labels", "embeddings"):
         raise SkelactError(f"what={cfg.what} is neither labels nor embeddings")
+    if not isinstance(cfg.k, int) or cfg.k < 1:
+        raise SkelactError(f"k={cfg.k}: at least one neighbour must vote")
     content = read(str(cfg.checkpoint))
     config = content[KEY]["config"]
     changes: Any = OmegaConf.to_container(cfg.data) if cfg.get("data") else {}
