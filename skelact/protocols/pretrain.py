@@ -54,11 +54,12 @@ class Pretrain:
         Returns:
             One record: `loss` (last logged), `steps`, `epochs`, `samples_per_s` over this process's fit.
         """
-        before, start = trainer.global_step, time.perf_counter()
+        # Read now: the run writes its last checkpoint over the one it continues from.
+        before = _resumed_step(ckpt_path) if ckpt_path else trainer.global_step
+        start = time.perf_counter()
         trainer.fit(method, datamodule=datamodule, ckpt_path=ckpt_path)
         wall = time.perf_counter() - start
-        # After a resume the steps before it were not run here; the loop's counter at the start of fit tells them apart.
-        done = trainer.global_step - (_resumed_step(ckpt_path) if ckpt_path else before)
+        done = trainer.global_step - before
         batch = int(getattr(datamodule, "batch_size", 0))
         speed = done * batch / wall if wall > 0 else math.nan
         metrics = {"steps": float(trainer.global_step), "epochs": float(trainer.current_epoch), "samples_per_s": speed}

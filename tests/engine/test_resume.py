@@ -10,6 +10,8 @@ import sys
 import pytest
 import torch
 
+from skelact.results import read_records
+
 
 def weights(run):
     content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
@@ -74,13 +76,14 @@ def test_after_a_kill(skelact_run, home, tiny_options, rank_environment, tmp_pat
         "m.UmURL.training_step = last\n"
         "from skelact.cli import main; main()"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *options], cwd=tmp_path, env=rank_environment, capture_output=True
-    )
+    # Sums are rounded as they are split over threads: bit for bit holds for the same number of threads.
+    environment = {**rank_environment, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([sys.executable, "-c", code, *options], cwd=tmp_path, env=environment, capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     saved = torch.load(tmp_path / "killed" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 4
     assert skelact_run("resume=killed", tiny=False) == 0
+    assert read_records(tmp_path / "killed")[0].metrics["samples_per_s"] > 0  # of the three steps after the kill
     assert_same(tmp_path / "killed", whole)
 
 
