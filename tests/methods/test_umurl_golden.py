@@ -98,7 +98,7 @@ def test_embeddings_and_running_statistics_equal_reference(method, io, views):
     expected = {k.split("::")[1]: v for k, v in io.items() if k.startswith("after_train_fwd::")}
     assert len(expected) == 18
     for name, value in expected.items():
-        torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-7)  # means near zero: float32
 
 
 def test_two_heads_and_two_layers_equal_reference(io, views):
@@ -194,7 +194,7 @@ def test_frozen_features_reproduce_the_reference_probe(method, views):
     data = golden("g_linear_probe")
     with torch.no_grad():
         features = method.encode(views[3])
-    close(features, data["features"], 1e-5)
+    close(features, data["features"], 1e-6)
     head = torch.nn.Linear(32, 10)
     with torch.no_grad():
         head.weight.copy_(data["fc_weight0"])

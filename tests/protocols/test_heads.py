@@ -88,11 +88,15 @@ def test_golden_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "skelact.protocols.heads.initial", lambda *_: (data["fc_weight0"].clone(), data["fc_bias0"].clone())
     )
+    before = torch.addmm(data["fc_bias0"], data["features"], data["fc_weight0"].T)
     for steps in (1, 2, 3):
+        loss = torch.nn.functional.cross_entropy(before, data["labels"]).double()
+        assert torch.allclose(loss, data["loss"][steps - 1], rtol=0, atol=1e-6)
         recipe = get_recipe("umurl", epochs=steps)
         heads = fit(data["features"], data["labels"], 10, recipe, [0], recipe.rates)
         assert torch.allclose(heads.weight[0], data[f"fc_weight{steps}"], atol=1e-6)
         assert torch.allclose(heads.bias[0], data[f"fc_bias{steps}"], atol=1e-6)
+        before = heads.logits(data["features"])[0]
     start = torch.addmm(data["fc_bias0"], data["features"], data["fc_weight0"].T)
     assert torch.allclose(start, data["logits0"], atol=1e-6)
     scores = accuracies(data["logits0"], data["labels"])
