@@ -24,7 +24,7 @@ def composed(*overrides):
     OmegaConf.set_struct(cfg, False)
     if OmegaConf.is_missing(cfg.data, "layout"):
         cfg.data.update(layout="ntu25", persons=1, channels=3)  # what a card would say
-    del cfg.data["reader"]  # what `skelact prepare` builds
+    del cfg.data["reader"], cfg.data["media"]  # what `skelact prepare` builds
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 

@@ -34,6 +34,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         persons: person slots expected of the store; None takes any.
         channels: channels expected of the store; None takes any.
         num_classes: classes expected of the store; None takes any.
+        pipeline: way of choosing bodies expected of the store; None takes any.
         normalize: a module from clips to clips, the name of a mode of
             :class:`skelact.transforms.normalize.Normalize`, or None for the coordinates as stored.
         residence: `disk` reads each batch from the memory map, `ram` holds all frames in memory, `device` on the
@@ -59,6 +60,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         persons: int | None = None,
         channels: int | None = None,
         num_classes: int | None = None,
+        pipeline: str | None = None,
         normalize: nn.Module | str | None = None,
         residence: str = "auto",
         batch_size: int = 64,
@@ -81,7 +83,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.seed, self.drop_last, self.validation, self.fit = seed, drop_last, validation, fit
         self._layout, self._normalize, self._wanted_residence = layout, normalize, residence
-        self._expected = {"persons": persons, "channels": channels, "num_classes": num_classes}
+        self._expected = {"persons": persons, "channels": channels, "num_classes": num_classes, "pipeline": pipeline}
         self._few = (label_fraction, labels_per_class, label_draw)
         self._loader: ClipLoader | None = None
         self._resident: RaggedClips | None = None
@@ -102,6 +104,7 @@ class SkeletonDataModule(pl.LightningDataModule):
             "persons": store.card["persons"],
             "channels": len(store.card["channels"]),
             "num_classes": len(store.class_names),
+            "pipeline": store.card.get("pipeline"),
         }
         for key, value in found.items():
             if self._expected[key] not in (None, value):

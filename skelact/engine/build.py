@@ -180,9 +180,13 @@ def _fits(value: Any, wanted: tuple[type, ...]) -> bool:
     return isinstance(value, wanted) or (isinstance(value, int) and float in wanted)
 
 
+#: Entries of a data node that only `skelact prepare` builds.
+PREPARE_ONLY = ("reader", "media")
+
+
 def build_data(node: Mapping[str, Any]) -> Any:
-    """The datamodule of a data node; its `reader` is for `skelact prepare` only."""
-    return build({key: value for key, value in node.items() if key != "reader"}, "data")
+    """The datamodule of a data node, without what is for `skelact prepare` only."""
+    return build({key: value for key, value in node.items() if key not in PREPARE_ONLY}, "data")
 
 
 def _guilty(error: BaseException, node: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from skelact.engine.build import build, build_data
+from skelact.engine.build import PREPARE_ONLY, build, build_data
 from skelact.engine.pictures import plot
 from skelact.engine.predict import predict
 from skelact.errors import SkelactError
@@ -102,7 +102,7 @@ def _describe_store(cfg: DictConfig) -> Any:
 
     OmegaConf.set_struct(cfg, False)
     complete_from_card(cfg)
-    datamodule = build_data({k: _plain(v) for k, v in cfg.data.items() if k != "reader"})
+    datamodule = build_data({k: _plain(v) for k, v in cfg.data.items() if k not in PREPARE_ONLY})
     datamodule.setup()
     if cfg.verify:
         datamodule.store.verify()
@@ -158,7 +158,7 @@ def benchmark(cfg: DictConfig) -> int:
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
     OmegaConf.set_struct(cfg, False)
-    if "reader" in cfg.data:
-        del cfg.data["reader"]
+    for key in PREPARE_ONLY:
+        cfg.data.pop(key, None)
     resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     return resolved

@@ -12,6 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from skelact.engine.build import PREPARE_ONLY
 from skelact.errors import SkelactError
 
 INHERITED = ("backbone", "augment", "method", "frames", "preset")
@@ -45,8 +46,8 @@ def freeze(cfg: DictConfig, overrides: Sequence[str] = (), choices: Mapping[str,
     OmegaConf.set_readonly(cfg, False)
     OmegaConf.set_struct(cfg, False)
     choices = dict(choices or {})
-    if "reader" in cfg.data:
-        del cfg.data["reader"]  # for `skelact prepare` only
+    for key in PREPARE_ONLY:
+        cfg.data.pop(key, None)
     _select_protocol(cfg, overrides, choices)
     with _readable():
         if cfg.get("checkpoint"):

@@ -31,10 +31,11 @@ def _node(choice, *overrides):
 def test_keys_are_the_constructors_arguments(choice):
     node = _node(choice)
     parameters = set(inspect.signature(SkeletonDataModule.__init__).parameters) - {"self"}
-    assert set(node) - {"_target_", "reader"} == parameters
+    assert set(node) - {"_target_", "reader", "media"} == parameters
     assert node.store == f"stores/{choice}" and node.seed == 7 and node.name == choice
     with open_dict(node):
         reader = node.pop("reader")
+        node.pop("media")
     module = hydra.utils.instantiate(node, _convert_="all")
     assert isinstance(module, SkeletonDataModule)
     if reader is not None:
@@ -46,7 +47,7 @@ def test_keys_are_the_constructors_arguments(choice):
 def test_sets_that_must_be_prepared_say_how(choice, tmp_path):
     node = _node(choice, f"paths.data={tmp_path}")
     with open_dict(node):
-        node.pop("reader")
+        node.pop("reader"), node.pop("media")
     with pytest.raises(StoreError, match=f"skelact prepare data={choice} source="):
         hydra.utils.instantiate(node, _convert_="all").setup()
     assert (node.layout, node.persons) == ("ntu25", 2)
@@ -56,7 +57,7 @@ def test_sets_that_must_be_prepared_say_how(choice, tmp_path):
 def test_embedded_choices_work_at_once(choice, embedded_root):
     node = _node(choice, f"paths.data={embedded_root}")
     with open_dict(node):
-        node.pop("reader")
+        node.pop("reader"), node.pop("media")
     module = hydra.utils.instantiate(node, _convert_="all")
     batch = next(module.batches("test"))
     assert batch.shape == (1, 31, 3) and module.num_classes == 11

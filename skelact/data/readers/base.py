@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,10 @@ class Item:
         label: class, -1 where unknown.
         columns: subject, camera, ... for the clips table.
         key: position inside a file that holds several clips.
+        member: name inside the archive `path`.
+        version: what tells one version of an archive's member from another (size, checksum); a plain file has its
+            size and time.
+        damage: (where, reason) found while listing; such a clip is skipped and counted, never read.
     """
 
     name: str
@@ -41,9 +45,19 @@ class Item:
     label: int = -1
     columns: Mapping[str, int | str] = field(default_factory=dict)
     key: int = 0
+    member: str = ""
+    version: tuple[int, ...] | None = None
+    damage: tuple[str, str] | None = None
+
+    @property
+    def unit(self) -> tuple[str, str]:
+        """What is opened once for all clips in it: a file, or a member of an archive."""
+        return str(self.path), self.member
 
     def stamp(self) -> list[int]:
-        """Size and time of the file: a resumed preparation reads a changed file again."""
+        """What a resumed preparation compares, to read a changed file again."""
+        if self.version is not None:
+            return list(self.version)
         status = self.path.stat()
         return [status.st_size, status.st_mtime_ns]
 
@@ -62,10 +76,12 @@ class Reader(ABC):
     Attributes:
         name: name of the dataset.
         masked: whether its clips carry masks.
+        notes: what :meth:`scan` noticed besides damage (clips left out by an official list, ...), for the report.
     """
 
     name: str = ""
     masked: bool = False
+    notes: Sequence[str] = ()
 
     def locate(self, source: str | Path | None) -> Path:
         """The source folder or file, checked.
@@ -91,6 +107,14 @@ class Reader(ABC):
         Raises:
             DamagedClip: with the file, the place and the reason.
         """
+
+    def read_unit(self, items: Sequence[Item]) -> Iterator[Clip | DamagedClip]:
+        """The clips of one unit (:attr:`Item.unit`) in the order given; a reader of files with many clips opens once.
+
+        Only damage is reported this way; any other exception is a defect of the reader.
+        """
+        for item in items:
+            yield read_or_damage(self, item)
 
     @abstractmethod
     def card(self, items: Sequence[Item]) -> dict[str, Any]:
@@ -120,6 +144,8 @@ def refuse_non_finite(frames: np.ndarray, item: Item, joints: Sequence[str] | st
 
 def read_or_damage(reader: Reader, item: Item) -> Clip | DamagedClip:
     """A clip, or what is wrong with it. Lives here so that worker processes need not import torch."""
+    if item.damage is not None:
+        return DamagedClip(item.path, *item.damage)
     try:
         return reader.read(item)
     except DamagedClip as error:
