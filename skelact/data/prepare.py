@@ -14,8 +14,7 @@ from pathlib import Path
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from skelact.data.readers.base import Clip, DamagedClip, Item, Reader, read_or_damage
-from skelact.data.store import CARD, Store
-from skelact.data.writer import StoreWriter
+from skelact.data.store import CARD
 from skelact.errors import SkelactError
 
 
@@ -111,7 +110,7 @@ def _prepare(
     if not items:
         raise SkelactError(f"{reader.name}: no clips found in {source}")
     report = Report(target)
-    with StoreWriter(target, reader.card(items), dtype, reader.masked) as writer:
+    with reader.make_writer(target, reader.card(items), dtype) as writer:
         kept = {entry["name"]: entry["stamp"] for entry in writer.done}
         current = {item.name for item in items if kept.get(item.name) == _stamp(item)}
         todo = [item for item in items if item.name not in current]
@@ -146,7 +145,7 @@ def _prepare(
             )
         writer.finish({"skipped": [[os.path.basename(p), where, reason] for p, where, reason in report.skipped]})
         report.clips, report.frames = position, sum(entry["length"] for entry in writer.done)
-    report.fingerprint = Store(target).fingerprint
+    report.fingerprint = reader.open_store(target).fingerprint
     return report
 
 

@@ -145,11 +145,11 @@ class StoreWriter:
             self._mask.finish()
         self._journal.close()
         self._write_table()
-        names = [FRAMES, CLIPS] + ([MASK] if self.masked else [])
+        names = self._files()
         card = {**self.card, **(extra or {})}
         card["counts"] = {
             "clips": len(self.done),
-            "frames": self._frames.rows,
+            "frames": self._rows(len(self.done)),
             "per_class": np.bincount(
                 [e["label"] for e in self.done if e["label"] >= 0], minlength=len(card["class_names"])
             ).tolist(),
@@ -175,6 +175,9 @@ class StoreWriter:
         if self._mask is not None:
             self._mask.close()
         self._journal.close()
+
+    def _files(self) -> list[str]:
+        return [FRAMES, CLIPS] + ([MASK] if self.masked else [])
 
     def _rows(self, count: int) -> int:
         return sum(entry["length"] for entry in self.done[:count])
