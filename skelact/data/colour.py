@@ -24,7 +24,10 @@ _JET = (
 def jet_table() -> np.ndarray:
     """`(256, 3)` uint8: red, green and blue of each index, read only."""
     position = np.linspace(0, 1, 256)
-    channels = [np.interp(position, *zip(*corners, strict=True)) for corners in _JET]
+    channels = []
+    for corners in _JET:
+        places, values = zip(*corners, strict=True)
+        channels.append(np.interp(position, places, values))
     table = (np.stack(channels, axis=1) * 255).astype(np.uint8)
     table.flags.writeable = False
     return table

@@ -50,7 +50,7 @@ class MediaWriter(StoreWriter):
         self.card: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **card}))
         media = self.card["media"]
         self.encoded = media["encoding"] != "raw"
-        self.row = () if self.encoded else tuple(media["shape"])  # type: ignore[assignment]
+        self.row = () if self.encoded else tuple(media["shape"])
         self.dtype = np.dtype(np.float32 if media["kind"] == "signal" else np.uint8)
         self.masked, self._mask = False, None
         self._head = hashlib.sha256(json.dumps(self.card, sort_keys=True).encode()).hexdigest()
@@ -269,7 +269,9 @@ class MediaStore(Store):
             with Image.open(io.BytesIO(self.frames[first:last].data)) as image:
                 pixels = np.asarray(image)
         except Exception as error:  # Pillow hands through whatever its parsers meet
-            raise StoreError(self.path, f"clip {self.names[row]} has a frame that cannot be decoded ({error})") from None
+            raise StoreError(
+                self.path, f"clip {self.names[row]} has a frame that cannot be decoded ({error})"
+            ) from None
         return pixels.reshape(*pixels.shape[:2], -1)
 
     def _ends(self) -> np.ndarray:
@@ -292,7 +294,9 @@ class MediaStore(Store):
                 if dtype != want:
                     raise StoreError(self.path / name, f"has dtype {dtype}")
         if (media["encoding"] != "raw") != (SIZES in shapes):
-            raise StoreError(self.path, f"{media['encoding']} frames {'with' if SIZES in shapes else 'without'} {SIZES}")
+            raise StoreError(
+                self.path, f"{media['encoding']} frames {'with' if SIZES in shapes else 'without'} {SIZES}"
+            )
         if SIZES in shapes:
             total = int(np.load(self.path / SIZES, allow_pickle=False).sum(dtype=np.int64))
             if (total,) != shapes[FRAMES]:

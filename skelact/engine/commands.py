@@ -24,12 +24,35 @@ def _plain(node: Any) -> Any:
 
 
 def prepare(cfg: DictConfig) -> int:
-    """Read original files into a store."""
-    from skelact.data.prepare import prepare_dataset
-
+    """Read original files into a store; other modalities into stores beside it."""
     OmegaConf.set_struct(cfg, False)
     if cfg.layout is not None:
         cfg.data.layout = cfg.layout
+    wanted, optional = _modalities(cfg)
+    if "skeleton" in wanted:
+        _prepare_skeleton(cfg)
+    if wanted != ["skeleton"]:
+        from skelact.engine.modalities import prepare_media
+
+        prepare_media(cfg, [name for name in wanted if name != "skeleton"], optional)
+    return 0
+
+
+def _modalities(cfg: DictConfig) -> tuple[list[str], bool]:
+    """What to prepare, and whether a modality that the source lacks may be left out (`all`)."""
+    asked = _plain(cfg.modalities) or ["skeleton"]
+    asked = [asked] if isinstance(asked, str) else [str(name) for name in asked]
+    have = ["skeleton", *(name for name in cfg.data.get("media") or {} if name != "store")]
+    if asked == ["all"]:
+        return have, True
+    if unknown := [name for name in asked if name not in have]:
+        raise SkelactError(f"data={cfg.data.name} has no modality {', '.join(unknown)}; modalities=[{','.join(have)}]")
+    return [name for name in have if name in asked], False
+
+
+def _prepare_skeleton(cfg: DictConfig) -> None:
+    from skelact.data.prepare import prepare_dataset
+
     node = cfg.data.get("reader")
     name = str(cfg.data.name)
     if node is None:
@@ -49,7 +72,6 @@ def prepare(cfg: DictConfig) -> int:
     print(report)
     if cfg.strict and report.skipped:
         raise SkelactError(f"strict: {len(report.skipped)} of {len(report.skipped) + report.clips} clips are damaged")
-    return 0
 
 
 def info(cfg: DictConfig) -> int:
@@ -106,7 +128,9 @@ def _describe_store(cfg: DictConfig) -> Any:
     datamodule.setup()
     if cfg.verify:
         datamodule.store.verify()
-    return describe(datamodule.store)
+    from skelact.engine.modalities import describe_media
+
+    return describe_media(cfg, describe(datamodule.store))
 
 
 def _about_checkpoint(path: str) -> list[tuple[str, Any]]:

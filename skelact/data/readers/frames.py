@@ -6,6 +6,8 @@ torch: reader processes do without.
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +34,29 @@ def segment_centres(total: int, keep: int | None) -> np.ndarray:
     if keep is None or keep >= total:
         return np.arange(total)
     return (2 * np.arange(keep) + 1) * total // (2 * keep)
+
+
+def walk(
+    root: Path, clip: re.Pattern[str], files: bool = False, closed: re.Pattern[str] | None = None
+) -> Iterator[tuple[re.Match[str], Path]]:
+    """Folders (and, with `files`, files) below a root whose name fits, sorted; never looks into one that does.
+
+    A dataset unpacked has millions of frames: only folders above the clips are listed, and none whose name is
+    `closed` (clips of another modality).
+    """
+    for folder, folders, names in os.walk(root):
+        deeper = []
+        for name in sorted(folders):
+            match = clip.fullmatch(name)
+            if match:
+                yield match, Path(folder, name)
+            elif closed is None or not closed.match(name):
+                deeper.append(name)
+        folders[:] = deeper
+        if files:
+            for name in sorted(names):
+                if match := clip.fullmatch(name):
+                    yield match, Path(folder, name)
 
 
 def numbered_files(item: Item, folder: Path, pattern: re.Pattern[str]) -> list[Path]:
@@ -115,7 +140,7 @@ def resize(frame: np.ndarray, size: int | Sequence[int] | None, nearest: bool = 
     """
     from PIL import Image
 
-    height, width = target_size(*frame.shape[:2], size)
+    height, width = target_size(frame.shape[0], frame.shape[1], size)
     if (height, width) == frame.shape[:2]:
         return frame
     method = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
@@ -153,7 +178,7 @@ def read_video(
         if total == 0:
             raise DamagedClip(path, "", "holds no video frame")
         wanted = segment_centres(total, keep).tolist()
-        if any(b is None or a is None or b <= a for a, b in zip(times, times[1:], strict=False)):
+        if any(b is None or a is None or b <= a for a, b in itertools.pairwise(times)):
             yield from _in_order(path, wanted, keep, total, convert)
             return
         needed = _needed(keys, wanted)
@@ -255,33 +280,40 @@ def _in_order(
 
 
 def _cut_short(path: Path) -> str:
-    """Why an AVI or MP4 file is shorter than its own headers say, or nothing."""
+    """Why an AVI, MP4 or Matroska file is shorter than its own headers say, or nothing."""
     size = path.stat().st_size
     position = 0
     with open(path, "rb") as stream:
-        head = stream.read(12)
-        riff, boxes = head[:4] == b"RIFF", head[4:8] == b"ftyp"
-        while (riff or boxes) and position + 8 <= size:
+        kind = stream.read(12)
+        while position + 8 <= size:
             stream.seek(position)
             start = stream.read(16)
-            if riff:
-                if start[:4] != b"RIFF":
-                    break
-                length = struct.unpack("<I", start[4:8])[0]
-                end = position + 8 + length
-            else:
+            if kind[:4] == b"RIFF":
+                length = struct.unpack("<I", start[4:8])[0] + 8 if start[:4] == b"RIFF" else 0
+                length += length % 2
+            elif kind[4:8] == b"ftyp":
                 length = struct.unpack(">I", start[:4])[0]
                 if length == 1 and len(start) == 16:
                     length = struct.unpack(">Q", start[8:])[0]
-                if 0 < length < 8:
-                    break
-                end = position + length
-            if length == 0:  # written without knowing the end
-                break
-            if end > size:
-                return f"has {size} bytes where its header promises {end} (cut short)"
-            position = end + (end % 2 if riff else 0)
+            elif kind[:4] == b"\x1a\x45\xdf\xa3":
+                length = _element(start)
+            else:
+                return ""
+            if length < 8:  # something else follows, or it was written without knowing the end
+                return ""
+            if position + length > size + (kind[:4] == b"RIFF"):  # the last padding byte may be missing
+                return f"has {size} bytes where its header promises {position + length} (cut short)"
+            position += length
     return ""
+
+
+def _element(start: bytes) -> int:
+    """Bytes of the Matroska element that begins so (four-byte identifier, length of one to eight bytes), or 0."""
+    width = 9 - start[4].bit_length() if len(start) > 4 else 9
+    if width > 8 or len(start) < 4 + width:
+        return 0
+    value = int.from_bytes(start[4 : 4 + width], "big") & ((1 << 7 * width) - 1)
+    return 0 if value == (1 << 7 * width) - 1 else 4 + width + value
 
 
 def load_matlab(item: Item, variable: str) -> np.ndarray:

@@ -8,14 +8,13 @@ resizing and encoding happen here, in the reader processes.
 from __future__ import annotations
 
 import io
-import os
 import re
 import zipfile
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -67,9 +66,9 @@ class MediaReader(Reader):
     dataset: str = ""
     classes: int = 0
     class_names: Sequence[str] = ()
-    modalities: Mapping[str, str] = {}
-    colours: Mapping[str, str] = {}
-    about: Mapping[str, Mapping[str, Any]] = {}
+    modalities: ClassVar[Mapping[str, str]] = {}
+    colours: ClassVar[Mapping[str, str]] = {}
+    about: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(
         self,
@@ -232,26 +231,3 @@ class MediaReader(Reader):
 
 def _alike(images: Sequence[np.ndarray]) -> bool:
     return len({image.shape for image in images}) == 1
-
-
-def walk(
-    root: Path, clip: re.Pattern[str], files: bool = False, closed: re.Pattern[str] | None = None
-) -> Iterator[tuple[re.Match[str], Path]]:
-    """Folders (and, with `files`, files) below a root whose name fits, sorted; never looks into one that does.
-
-    A dataset unpacked has millions of frames: only folders above the clips are listed, and none whose name is
-    `closed` (clips of another modality).
-    """
-    for folder, folders, names in os.walk(root):
-        deeper = []
-        for name in sorted(folders):
-            match = clip.fullmatch(name)
-            if match:
-                yield match, Path(folder, name)
-            elif closed is None or not closed.match(name):
-                deeper.append(name)
-        folders[:] = deeper
-        if files:
-            for name in sorted(names):
-                if match := clip.fullmatch(name):
-                    yield match, Path(folder, name)

@@ -8,15 +8,16 @@ layouts as ActionMAE (AAAI 2023) reads them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from skelact.data.readers.base import Item
-from skelact.data.readers.media import MediaReader, walk
-from skelact.data.readers.nw_ucla import ACTIONS, CLASSES
+from skelact.data.readers.frames import walk
+from skelact.data.readers.media import MediaReader
+from skelact.data.readers.nw_ucla import CLASSES, original_folders
 from skelact.errors import SkelactError
 
 
@@ -33,9 +34,9 @@ class NWUCLAMedia(MediaReader):
     """
 
     dataset, classes, class_names = "nw_ucla", 10, CLASSES
-    modalities = {"rgb": "image", "depth": "image"}
-    colours = {"rgb": "rgb", "depth": "jet"}
-    about = {
+    modalities: ClassVar[Mapping[str, str]] = {"rgb": "image", "depth": "image"}
+    colours: ClassVar[Mapping[str, str]] = {"rgb": "rgb", "depth": "jet"}
+    about: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         name: {
             "fps": 30.0, "unit": unit, "source": f"Northwestern-UCLA Multiview Action 3D, Kinect v1, {name}",
             "licence": "no licence text known; research use with citation; do not redistribute",
@@ -51,24 +52,11 @@ class NWUCLAMedia(MediaReader):
 
     def find(self, root: Path) -> list[Item]:
         """Clip folders inside `view_<n>`."""
-        items = [
-            ucla_item(match, path)
-            for match, path in walk(root, re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)"))
-            if re.fullmatch(r"view_\d+", path.parent.name)
-        ]
-        return sorted(items, key=lambda item: (item.name, item.path))
+        return original_folders(root)
 
     def load(self, item: Item) -> Iterator[np.ndarray]:
         """Kept frames."""
         return self.from_folder(item, self.pattern)
-
-
-def ucla_item(match: re.Match[str], path: Path) -> Item:
-    """The clip of a folder `view_<n>/aAA_sSS_eEE`."""
-    action, subject, repetition = (int(number) for number in match.groups())
-    camera = int(path.parent.name.removeprefix("view_"))
-    columns = {"action": action, "subject": subject, "repetition": repetition, "camera": camera}
-    return Item(f"{match.group()}_v{camera:02d}", path, ACTIONS.index(action) if action in ACTIONS else -1, columns)
 
 
 class UWA3DMedia(MediaReader):
@@ -80,9 +68,9 @@ class UWA3DMedia(MediaReader):
     """
 
     dataset, classes = "uwa3d", 30
-    modalities = {"rgb": "image", "depth": "image"}
-    colours = {"rgb": "rgb", "depth": "grey"}
-    about = {
+    modalities: ClassVar[Mapping[str, str]] = {"rgb": "image", "depth": "image"}
+    colours: ClassVar[Mapping[str, str]] = {"rgb": "rgb", "depth": "grey"}
+    about: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         name: {
             "fps": 30.0, "unit": "8 bit", "source": f"UWA3D Multiview Activity II, Kinect v1, {name}",
             "licence": "on request from the University of Western Australia; research",

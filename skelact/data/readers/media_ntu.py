@@ -8,14 +8,15 @@ folders `<name>_rgb`, `<name>_ir` as ActionMAE (AAAI 2023) reads them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from skelact.data.readers.base import Item
-from skelact.data.readers.media import MediaReader, walk
+from skelact.data.readers.frames import walk
+from skelact.data.readers.media import MediaReader
 from skelact.errors import SkelactError
 
 _NAME = r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})"
@@ -33,17 +34,17 @@ class NTUMedia(MediaReader):
         **options: of :class:`skelact.data.readers.media.MediaReader`.
     """
 
-    modalities = {"rgb": "image", "depth": "image", "ir": "image"}
-    colours = {"rgb": "rgb", "depth": "jet", "ir": "grey"}
+    modalities: ClassVar[Mapping[str, str]] = {"rgb": "image", "depth": "image", "ir": "image"}
+    about: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        name: {"fps": 30.0, "unit": unit, "licence": _LICENCE, "source": f"NTU RGB+D, Kinect v2, {name}"}
+        for name, unit in (("rgb", "8 bit"), ("depth", "mm, coloured"), ("ir", "8 bit"))
+    }
+    colours: ClassVar[Mapping[str, str]] = {"rgb": "rgb", "depth": "jet", "ir": "grey"}
 
     def __init__(self, modality: str, classes: int = 60, masked: bool = True, **options: Any) -> None:
         if classes not in (60, 120):
             raise SkelactError(f"NTU RGB+D has 60 or 120 classes, not {classes}")
         self.dataset, self.classes, self.masked = f"ntu{classes}", classes, masked
-        self.about = {
-            name: {"fps": 30.0, "unit": unit, "licence": _LICENCE, "source": f"NTU RGB+D {classes}, Kinect v2, {name}"}
-            for name, unit in (("rgb", "8 bit"), ("depth", "mm, coloured"), ("ir", "8 bit"))
-        }
         super().__init__(modality, **options)
         self.pattern = re.compile(("M" if masked else "") + r"Depth-?(\d+)\.png")
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -41,9 +42,9 @@ class UTDMedia(MediaReader):
     """
 
     dataset, classes, class_names = "utd_mhad", 27, CLASSES
-    modalities = {"inertial": "signal", "depth": "image", "rgb": "image"}
-    colours = {"depth": "jet", "rgb": "rgb"}
-    about = {
+    modalities: ClassVar[Mapping[str, str]] = {"inertial": "signal", "depth": "image", "rgb": "image"}
+    colours: ClassVar[Mapping[str, str]] = {"depth": "jet", "rgb": "rgb"}
+    about: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "inertial": {
             "fps": 50.0, "unit": "g, deg/s", "licence": _LICENCE, "source": "UTD-MHAD, inertial sensor",
             "channels": ["acc_x", "acc_y", "acc_z", "gyro_x", "gyro_y", "gyro_z"],
