@@ -219,6 +219,8 @@ class _opened:
             if not self.container.streams.video:
                 raise DamagedClip(self.path, "", "holds no video stream")
             stream = self.container.streams.video[0]
+            if stream.codec_context is None:
+                raise DamagedClip(self.path, "", "has a codec that FFmpeg does not know")
             stream.thread_type = "NONE"
             if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
                 raise DamagedClip(self.path, "", "has frames of more than 64 million pixels")

@@ -136,7 +136,7 @@ class MediaReader(Reader):
         try:
             with np.load(table, allow_pickle=False) as content:
                 return set(content["name"].tolist())
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise SkelactError(f"{self.name}: {table} cannot be read ({error}); prepare the skeletons again") from None
 
     @abstractmethod

@@ -118,6 +118,8 @@ def _shaped(values: np.ndarray, item: Item, turned: bool) -> np.ndarray:
     """`(T, 15, 3)` from the shapes a file may have; `turned`: the axes came in MATLAB's order, frames last."""
     if turned:
         values = values.T
+    if values.shape in ((JOINTS, 3), (3, JOINTS)):  # one frame: MATLAB drops its axis
+        values = values[None]
     if values.ndim == 2 and values.shape[1] == JOINTS * 3:
         values = values.reshape(-1, JOINTS, 3)
     elif values.ndim == 3 and values.shape[1:] == (3, JOINTS):
