@@ -197,7 +197,10 @@ def test_other_options_start_anew(tmp_path):
 
 def test_damaged_originals_are_named_and_skipped(tmp_path):
     clips = write_ntu(tmp_path / "raw", count=5)
-    rgb, deep = tmp_path / "raw" / "nturgb+d_rgb_s001", tmp_path / "raw/nturgb+d_depth_masked_s001/nturgb+d_depth_masked"
+    rgb, deep = (
+        tmp_path / "raw" / "nturgb+d_rgb_s001",
+        tmp_path / "raw/nturgb+d_depth_masked_s001/nturgb+d_depth_masked",
+    )
     cut(rgb / f"{clips[0]}_rgb.avi", 0.7)
     (rgb / f"{clips[1]}_rgb.avi").write_bytes(b"")
     (rgb / "S001C001P001R001A1234_rgb.avi").write_bytes(b"")

@@ -130,8 +130,11 @@ class MediaReader(Reader):
         return kept
 
     def _wanted(self) -> Collection[str] | None:
-        table = Path(str(self.names)) / "clips.npz"
-        if self.names is None or not table.is_file():
+        if self.names is None:
+            return None
+        table = Path(self.names).expanduser() / "clips.npz"
+        if not table.is_file():
+            self.notes = [*self.notes, f"every clip is kept: there is no skeleton store {self.names} to go by yet"]
             return None
         try:
             with np.load(table, allow_pickle=False) as content:
