@@ -15,7 +15,6 @@ import pytest
 from skelact.data.dealing import TASK_CLIPS, read_all, worker_count
 from skelact.data.prepare import prepare_dataset
 from skelact.data.readers.base import DamagedClip
-from skelact.data.store import Store
 from skelact.errors import SkelactError
 
 FILES = ("frames.npy", "clips.npz", "card.json")
