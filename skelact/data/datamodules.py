@@ -98,7 +98,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         """
         if self._loader is not None:
             return
-        store = open_store(self.store_path, self.name)
+        store = open_store(self.store_path, self.name, pipeline=self._expected["pipeline"])
         self.name = self.name or store.name
         found = {
             "persons": store.card["persons"],
