@@ -192,11 +192,9 @@ class Store:
             frames = torch.from_numpy(self.frames)
             masks = None if mask is None else torch.from_numpy(mask)
         else:
-            pieces = [slice(s, s + n) for s, n in zip(start.tolist(), length.tolist(), strict=True)]
-            frames, masks = torch.from_numpy(self._joined(pieces, channels)), None
-            if mask is not None:
-                unseen = np.zeros((0, *self._shape[1:3]), bool)
-                masks = torch.from_numpy(np.concatenate([unseen, *(mask[piece] for piece in pieces)]))
+            spans = np.stack([start, start + length], axis=1)
+            frames = torch.from_numpy(self._joined(spans, channels))
+            masks = None if mask is None else torch.from_numpy(self._read(MASK, spans))
             start = np.cumsum(length) - length
         return RaggedClips(
             frames=frames,
@@ -207,21 +205,46 @@ class Store:
             mask=masks,
         )
 
-    def _joined(self, pieces: Sequence[slice], channels: Sequence[int] | None) -> np.ndarray:
-        """Frames of the pieces one after another, float32."""
-        wanted = list(range(self._shape[3])) if channels is None else list(channels)
-        joined = np.empty((sum(piece.stop - piece.start for piece in pieces), *self._shape[1:3], len(wanted)), "f4")
-        source = self.frames
+    def _joined(self, spans: np.ndarray, channels: Sequence[int] | None) -> np.ndarray:
+        """Frames of the spans one after another, float32."""
+        if channels is None:
+            return np.asarray(self._read(FRAMES, spans), np.float32)
+        wanted, source = list(channels), self.frames
+        joined = np.empty((int((spans[:, 1] - spans[:, 0]).sum()), *self._shape[1:3], len(wanted)), np.float32)
         # runs of neighbouring channels are slices: one copy each
         breaks = [0, *(k for k in range(1, len(wanted)) if wanted[k] != wanted[k - 1] + 1), len(wanted)]
         runs = [(slice(a, b), slice(wanted[a], wanted[a] + b - a)) for a, b in itertools.pairwise(breaks) if b > a]
         first = 0
-        for piece in pieces:
-            rows = slice(first, first + piece.stop - piece.start)
-            first = rows.stop
+        for begin, end in spans.tolist():
             for there, here in runs:
-                joined[rows, :, :, there] = source[piece, :, :, here]
+                joined[first : first + end - begin, :, :, there] = source[begin:end, :, :, here]
+            first += end - begin
         return joined
+
+    def _read(self, name: str, spans: np.ndarray) -> np.ndarray:
+        """Rows of an array file, span after span. Read, not mapped: a third of the time for clips in the page cache."""
+        path = self.path / name
+        shape, dtype, offset = self._headers[name]
+        size = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+        rows = np.empty((int((spans[:, 1] - spans[:, 0]).sum()), *shape[1:]), dtype)
+        if not len(rows):
+            return rows
+        # spans that follow each other are read at once
+        breaks = np.flatnonzero(spans[1:, 0] != spans[:-1, 1]) + 1
+        begins, ends = spans[np.r_[0, breaks], 0], spans[np.r_[breaks - 1, len(spans) - 1], 1]
+        room, first = rows.data.cast("B"), 0
+        try:
+            with open(path, "rb", buffering=0) as stream:
+                for begin, count in zip(begins.tolist(), ((ends - begins) * size).tolist(), strict=True):
+                    stream.seek(offset + begin * size)
+                    last = first + count
+                    while first < last:
+                        if not (got := stream.readinto(room[first:last])):
+                            raise StoreError(path, "ends too early (it was changed after it was opened)")
+                        first += got
+        except OSError as error:
+            raise StoreError(path, str(error)) from error
+        return rows
 
     def verify(self) -> None:
         """Check every byte against the card and every coordinate for being finite.
@@ -238,7 +261,7 @@ class Store:
         if name not in self._maps:
             path = self.path / name
             try:
-                shape, dtype, offset = read_header(path)
+                shape, dtype, offset = self._headers[name]
                 self._maps[name] = np.memmap(path, dtype, mode="c", offset=offset, shape=shape)
             except (OSError, ValueError) as error:
                 raise StoreError(path, str(error)) from error
@@ -316,6 +339,7 @@ class Store:
         return columns
 
     def _check_arrays(self) -> tuple[int, int, int, int]:
+        self._headers: dict[str, tuple[tuple[int, ...], np.dtype, int]] = {}
         shapes = {}
         for name, kind in ((FRAMES, "f"), (MASK, "b")):
             if name not in self.card["files"]:
@@ -323,7 +347,7 @@ class Store:
             path = self.path / name
             self._check_file(name, whole=self.card["files"][name]["bytes"] <= WHOLE_CHECK_BYTES)
             try:
-                shape, dtype, _ = read_header(path)
+                shape, dtype, _ = self._headers[name] = read_header(path)
             except (OSError, ValueError) as error:
                 raise StoreError(path, str(error)) from error
             if dtype.kind != kind:
