@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from skelact.clips import RaggedClips
 from skelact.data.embedded import open_store
-from skelact.data.loading import ClipLoader, DealtBatches, DiskBatches, Normalizer, RowBatches
+from skelact.data.loading import ClipLoader, DealtBatches, DiskBatches, Normalizer, RowBatches, given_channels
 from skelact.data.splits import SplitRule, label_subset, part_rows, resolve
 from skelact.data.store import Store
 from skelact.errors import SkelactError
@@ -32,7 +32,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         name: name of the dataset; None takes the card's.
         layout: joint layout that comes out; None keeps the store's, another one is converted to.
         persons: person slots expected of the store; None takes any.
-        channels: channels expected of the store; None takes any.
+        channels: channels expected of the batches (coordinates, and a score where there is one); None takes any.
         num_classes: classes expected of the store; None takes any.
         pipeline: way of choosing bodies expected of the store; None takes any.
         normalize: a module from clips to clips, the name of a mode of
@@ -98,11 +98,11 @@ class SkeletonDataModule(pl.LightningDataModule):
         """
         if self._loader is not None:
             return
-        store = open_store(self.store_path, self.name)
+        store = open_store(self.store_path, self.name, pipeline=self._expected["pipeline"])
         self.name = self.name or store.name
         found = {
             "persons": store.card["persons"],
-            "channels": len(store.card["channels"]),
+            "channels": len(given_channels(store.card)),
             "num_classes": len(store.class_names),
             "pipeline": store.card.get("pipeline"),
         }
@@ -148,7 +148,7 @@ class SkeletonDataModule(pl.LightningDataModule):
     @property
     def num_channels(self) -> int:
         """Channels of the batches, C."""
-        return len(self.store.card["channels"])
+        return len(self._ready.channels)
 
     @property
     def class_names(self) -> list[str]:

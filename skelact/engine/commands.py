@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,16 @@ def prepare(cfg: DictConfig) -> int:
     if cfg.layout is not None:
         cfg.data.layout = cfg.layout
     wanted, optional = _modalities(cfg)
-    if "skeleton" in wanted:
-        _prepare_skeleton(cfg)
-    if wanted != ["skeleton"]:
-        from skelact.engine.modalities import prepare_media
+    try:
+        if "skeleton" in wanted:
+            _prepare_skeleton(cfg)
+        if media := [name for name in wanted if name != "skeleton"]:
+            from skelact.engine.modalities import prepare_media
 
-        prepare_media(cfg, [name for name in wanted if name != "skeleton"], optional)
+            prepare_media(cfg, media, optional, _workers(cfg.workers))
+    except KeyboardInterrupt:
+        print("\nskelact: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -62,16 +67,20 @@ def _prepare_skeleton(cfg: DictConfig) -> None:
     if OmegaConf.is_missing(cfg.data, "layout"):
         raise SkelactError("prepare: say which joints the clips have: layout=NAME or layout=FILE.yaml")
     reader = build({**_plain(node), **(_plain(cfg.options) or {})}, "data.reader")
-    report = prepare_dataset(
-        reader,
-        cfg.source,
-        Path(str(cfg.target)).expanduser(),
-        workers=int(cfg.workers),
-        dtype=str(cfg.dtype),
-    )
+    target = Path(str(cfg.target)).expanduser()
+    report = prepare_dataset(reader, cfg.source, target, workers=_workers(cfg.workers), dtype=str(cfg.dtype))
     print(report)
     if cfg.strict and report.skipped:
         raise SkelactError(f"strict: {len(report.skipped)} of {len(report.skipped) + report.clips} clips are damaged")
+
+
+def _workers(given: Any) -> int:
+    if str(given) == "auto":
+        return 0
+    try:
+        return max(0, int(given))
+    except (TypeError, ValueError):
+        raise SkelactError(f"workers={given} is neither auto nor a number of processes") from None
 
 
 def info(cfg: DictConfig) -> int:

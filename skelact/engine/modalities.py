@@ -16,13 +16,14 @@ def _media(cfg: DictConfig) -> dict[str, Any]:
     return {} if node is None else dict(OmegaConf.to_container(node, resolve=True))  # type: ignore[arg-type]
 
 
-def prepare_media(cfg: DictConfig, names: list[str], optional: bool) -> None:
+def prepare_media(cfg: DictConfig, names: list[str], optional: bool, workers: int) -> None:
     """Read the named modalities into stores beside the skeletons' and print which clip has what.
 
     Args:
         cfg: config of `skelact prepare`.
         names: modalities of the dataset.
         optional: leave out those that the source has not.
+        workers: reader processes, 0 for as many as there are cores.
     """
     from skelact.data.modalities import media_paths, open_modalities, pair_stores
     from skelact.data.prepare import prepare_dataset
@@ -37,8 +38,7 @@ def prepare_media(cfg: DictConfig, names: list[str], optional: bool) -> None:
         if optional and not reader.scan(cfg.source):
             print(f"{reader.name}: not in {cfg.source}, left out")
             continue
-        workers = str(cfg.workers)
-        report = prepare_dataset(reader, cfg.source, paths[name], workers=int(workers) if workers.isdigit() else 0)
+        report = prepare_dataset(reader, cfg.source, paths[name], workers=workers)
         print(report)
         damaged += len(report.skipped)
     stores = open_modalities(target, media)

@@ -141,15 +141,16 @@ def complete_from_card(cfg: DictConfig) -> None:
         if "layout" in wanted:  # only a user's own data leave that open: without their store there is nothing to build
             from skelact.data.embedded import open_store
 
-            open_store(str(store), data.get("name"))
+            open_store(str(store), data.get("name"), pipeline=data.get("pipeline"))
         return
+    from skelact.data.loading import given_channels
     from skelact.data.store import Store
 
     card = Store(Path(str(store)).expanduser()).card
     facts = {
         "layout": card["layout"],
         "persons": card["persons"],
-        "channels": len(card["channels"]),
+        "channels": len(given_channels(card)),
         "num_classes": len(card["class_names"]),
     }
     for key in wanted:

@@ -66,6 +66,7 @@ class UTDMedia(MediaReader):
         if not found and self.modality == "depth" and packed.is_file():
             _, keys = _open_packed(packed, packed.stat().st_mtime_ns)
             found = [(key, row, packed) for row, key in enumerate(keys)]
+            self.in_process = True  # one file with all clips, loaded once
         return [
             Item(
                 name=f"a{action}_s{subject}_t{trial}",

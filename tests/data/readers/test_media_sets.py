@@ -18,7 +18,16 @@ from skelact.errors import SkelactError
 
 from ..conftest import shared
 from ..pictures import (
-    cut, depth, numbers, picture, write_folder, write_ntu, write_ucla_folders, write_utd_media, write_uwa, write_video,
+    cut,
+    depth,
+    numbers,
+    picture,
+    write_folder,
+    write_ntu,
+    write_ucla_folders,
+    write_utd_media,
+    write_uwa,
+    write_video,
 )  # fmt: skip
 
 
@@ -66,16 +75,29 @@ def test_ntu_set_ups_and_names(tmp_path, store):
         write_video(tmp_path / "raw" / f"{name}_rgb.avi", 3)
     early = NTUMedia("rgb", classes=60)
     assert [item.name for item in early.scan(tmp_path / "raw")] == ["S017C001P001R001A060"]
-    assert early.notes == ["2 clips of set-ups 18 and above were left out"]
-    assert len(NTUMedia("rgb", classes=120).scan(tmp_path / "raw")) == 3
+    assert early.notes == ["2 clips of set-ups 18..32 are not part of NTU RGB+D 60, left out"]
+    items = NTUMedia("rgb", classes=120).scan(tmp_path / "raw")
+    assert [item.damage is None for item in items] == [True, False, True]  # action 1 was never taken in set-up 18
     write_video(tmp_path / "raw" / "clip003_rgb.avi", 3)  # not even like a clip
     listed = NTUMedia("rgb", classes=120, names=str(store.path))
-    assert listed.scan(tmp_path / "raw") == [] and "3 clips are not in" in listed.notes[0]
+    assert listed.scan(tmp_path / "raw") != [] and "2 clips are not in" in listed.notes[0]
     early = NTUMedia("rgb", classes=120, names=str(tmp_path / "none"))
     assert len(early.scan(tmp_path / "raw")) == 3 and "there is no skeleton store" in early.notes[0]
     (store.path / "clips.npz").write_bytes(b"")
     with pytest.raises(SkelactError, match="cannot be read"):
         listed.scan(tmp_path / "raw")
+
+
+def test_ntu_official_list(tmp_path):
+    from skelact.data.readers.ntu_protocols import missing_skeletons
+
+    name = min(missing_skeletons())
+    write_video(tmp_path / f"{name}_rgb.avi", 3)
+    reader = NTUMedia("rgb")
+    assert reader.scan(tmp_path) == [] and "1 clips are on the official list" in reader.notes[0]
+    assert [item.name for item in NTUMedia("rgb", missing="keep").scan(tmp_path)] == [name]
+    with pytest.raises(SkelactError, match="official or keep"):
+        NTUMedia("rgb", missing="no")
 
 
 def test_ntu_folder_of_its_own(tmp_path):
