@@ -283,11 +283,12 @@ class MediaStore(Store):
 
     def _check_arrays(self) -> tuple[int, ...]:  # type: ignore[override]
         media, shapes = self.card["media"], {}
+        self._headers = {}
         for name in (FRAMES, SIZES):
             if name in self.card["files"]:
                 self._check_file(name, whole=self.card["files"][name]["bytes"] <= WHOLE_CHECK_BYTES)
                 try:
-                    shapes[name], dtype, _ = read_header(self.path / name)
+                    shapes[name], dtype, _ = self._headers[name] = read_header(self.path / name)
                 except (OSError, ValueError) as error:
                     raise StoreError(self.path / name, str(error)) from error
                 want = np.uint32 if name == SIZES else np.float32 if media["kind"] == "signal" else np.uint8
