@@ -170,13 +170,13 @@ def benchmark(cfg: DictConfig) -> int:
         from skelact.benchmarks.training import measure
 
         numbers = measure(_resolved(cfg))
-    elif kind in ("data", "linear", "retrieval"):
+    elif kind in ("data", "linear", "retrieval", "media"):
         module = importlib.import_module(f"skelact.benchmarks.{kind}")
         function = getattr(module, "measure", None) or module.benchmark_views
         wanted = {"seconds": float(cfg.seconds), "threads": int(cfg.threads), "seed": int(cfg.seed)}
         numbers = function(**{k: v for k, v in wanted.items() if k in inspect.signature(function).parameters})
     else:
-        raise SkelactError(f"benchmark kind={kind} is none of data, linear, retrieval, method")
+        raise SkelactError(f"benchmark kind={kind} is none of data, linear, retrieval, media, method")
     console = Console(highlight=False, soft_wrap=True)
     for key, value in numbers.items():
         text = f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1e4 else value
