@@ -48,9 +48,9 @@ def jet_index(depth: np.ndarray, span: Sequence[int] | None = None) -> np.ndarra
     if high <= low:
         return np.zeros(depth.shape, np.uint8)
     # In whole numbers: the same as matplotlib's float64 division, times 256 and truncated, as the quotients of numbers
-    # below 2^16 lie far apart.
-    above = np.clip(depth.astype(np.int64) - low, 0, high - low)
-    return np.minimum(above * 256 // (high - low), 255).astype(np.uint8)
+    # below 2^16 lie far apart. One division a value, not a pixel.
+    steps = np.minimum(np.arange(high - low + 1, dtype=np.uint32) * 256 // (high - low), 255).astype(np.uint8)
+    return steps[np.clip(depth.astype(np.uint16, copy=False), low, high) - np.uint16(low)]
 
 
 def colour_depth(index: np.ndarray) -> np.ndarray:

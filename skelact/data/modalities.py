@@ -5,6 +5,7 @@ Never by position: a clip that one modality lacks would shift all that follow it
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,19 @@ def media_paths(store: str | Path, media: Mapping[str, Any]) -> dict[str, Path]:
     """
     base = Path(str(media.get("store") or store)).expanduser()
     return {name: base.with_name(f"{base.name}.{name}") for name in media if name != "store"}
+
+
+def open_any(path: str | Path) -> Store:
+    """The store of skeletons or of another modality in a folder.
+
+    Raises:
+        StoreError: there is none, or it is damaged.
+    """
+    try:
+        media = "media" in json.loads((Path(path) / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError):
+        media = False  # opening it says what is wrong
+    return MediaStore(path) if media else Store(path)
 
 
 def open_modalities(store: str | Path, media: Mapping[str, Any]) -> dict[str, Store]:

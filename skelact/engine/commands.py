@@ -103,7 +103,7 @@ def _about_installation(cfg: DictConfig) -> list[tuple[str, Any]]:
     import torch
 
     from skelact import __version__
-    from skelact.data.store import Store
+    from skelact.data.modalities import open_any
     from skelact.skeleton.layouts import list_layouts
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -119,7 +119,7 @@ def _about_installation(cfg: DictConfig) -> list[tuple[str, Any]]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if (path / "card.json").is_file():
             try:
-                store = Store(path)
+                store = open_any(path)
                 lines.append((f"  {path.name}", f"{len(store)} clips, fingerprint {store.fingerprint}"))
             except SkelactError as error:
                 lines.append((f"  {path.name}", f"damaged: {error}"))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from skelact.data.media import SIZES, MediaStore, MediaWriter
 from skelact.data.prepare import prepare_dataset
@@ -241,6 +242,7 @@ def test_a_clip_of_another_size_does_not_fit_a_raw_store(tmp_path):
         ({"modality": "rgb", "size": 0}, "size is null"),
         ({"modality": "rgb", "size": [1, 2, 3]}, "size is null"),
         ({"modality": "rgb", "classes": 61}, "60 or 120"),
+        ({"modality": "depth", "span": [3000, 500]}, "span is null"),
     ],
 )
 def test_options_that_make_no_sense(options, reason):
@@ -257,8 +259,6 @@ def test_options_that_make_no_sense(options, reason):
 def test_any_clips_and_any_indices(tmp_path_factory, clips, encoding, data):
     import io
 
-    from PIL import Image
-
     def encoded(image):
         stream = io.BytesIO()
         Image.fromarray(image).save(stream, "png")
@@ -274,6 +274,16 @@ def test_any_clips_and_any_indices(tmp_path_factory, clips, encoding, data):
     indices = data.draw(st.lists(st.integers(0, len(clips[row]) - 1), min_size=1, max_size=9))
     assert numbers(store.read(row, indices)) == [clips[row][k] for k in indices]
     assert numbers(store.read(row)) == clips[row]
+
+
+def test_frames_of_one_clip_differ_in_size(tmp_path):
+    folder = write_folder(tmp_path / "raw" / "S001C001P001R001A001_rgb", ["1.png", "2.png"])
+    write_folder(tmp_path / "raw" / "S001C001P001R001A002_rgb", ["1.png", "2.png"])
+    Image.fromarray(picture(1, 8, 8)).save(folder / "3.png")
+    for encoding in ("raw", "png"):
+        reader = NTUMedia("rgb", encoding=encoding)
+        report = prepare_dataset(reader, tmp_path / "raw", tmp_path / f"s.{encoding}", progress=False)
+        assert report.clips == 1 and "(8, 8), (24, 32)" in report.skipped[0][2]
 
 
 def test_folders_of_frames_without_a_usable_clip(tmp_path):

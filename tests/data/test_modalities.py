@@ -134,6 +134,8 @@ def test_prepare_and_info(command, tmp_path):
     assert code == 0 and len(MediaStore(tmp_path / "mine.depth")) == 2
     code, text = command("info", "data=utd_mhad", "verify=true")
     assert code == 0 and "modalities: 32 clips, 2 in all, 30 in some" in text and "every byte fits" in text
+    code, text = command("info")
+    assert code == 0 and "utd_mhad.rgb" in text and "damaged" not in text
     content = bytearray((tmp_path / "data" / "utd_mhad.rgb" / "frames.npy").read_bytes())
     content[-1] ^= 1
     (tmp_path / "data" / "utd_mhad.rgb" / "frames.npy").write_bytes(content)

@@ -97,6 +97,8 @@ class MediaReader(Reader):
         lengths = [size] if isinstance(size, int) else list(size or [1, 1])
         if len(lengths) > 2 or (len(lengths) == 1 and not isinstance(size, int)) or min(lengths) < 1:
             raise SkelactError(f"{self.name}: size is null, a short side or [height, width], got {size}")
+        if span is not None and (len(span) != 2 or not 0 <= int(span[0]) < int(span[1]) <= 65535):
+            raise SkelactError(f"{self.name}: span is null or [near, far], 0 to 65535, got {span}")
         self.frames, self.encoding, self.colour = frames, encoding, colour
         self.size = size if size is None or isinstance(size, int) else lengths
         self.span, self.quality = None if span is None else [int(v) for v in span], quality
@@ -162,7 +164,13 @@ class MediaReader(Reader):
                 reason = f"frames of {sizes} do not fit a raw store of {self.shape}; use encoding=png or size=[H,W]"
                 raise DamagedClip(item.path, "", reason)
             return Clip(clip)
-        return EncodedClip([self._encode(image) for image in self.load(item)])
+        pieces, shapes = [], set()
+        for image in self.load(item):
+            pieces.append(self._encode(image))
+            shapes.add(image.shape)
+        if len(shapes) > 1:
+            raise DamagedClip(item.path, "", f"has frames of different sizes: {sorted(s[:2] for s in shapes)}")
+        return EncodedClip(pieces)
 
     def _encode(self, image: np.ndarray) -> bytes:
         from PIL import Image
