@@ -37,7 +37,7 @@ _BODY = JOINTS * JOINT_FIELDS + BODY_FIELDS + 1
 _BODY_LINES = np.array([BODY_FIELDS - 1, BODY_FIELDS, *(BODY_FIELDS + JOINT_FIELDS * np.arange(1, JOINTS + 1))])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bodies:
     """All bodies of a file in the order in which it lists them.
 
