@@ -70,7 +70,9 @@ def test_large_members_are_refused_by_their_word_and_by_their_content(tmp_path):
 
 def test_passwords_duplicates_and_changed_content_are_damage(tmp_path):
     with pytest.warns(UserWarning, match="Duplicate name"):
-        path = pack(tmp_path / "a.zip", [("a.txt", b"first"), ("b.txt", b"content"), ("c.txt", b"x"), ("a.txt", b"2nd")])
+        path = pack(
+            tmp_path / "a.zip", [("a.txt", b"first"), ("b.txt", b"content"), ("c.txt", b"x"), ("a.txt", b"2nd")]
+        )
     data = bytearray(path.read_bytes())
     for mark, flag in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
         data[data.rindex(mark, 0, data.rindex(b"c.txt") if flag == 8 else data.index(b"c.txt")) + flag] |= 1

@@ -58,11 +58,10 @@ class NTUReader(Reader):
         items: dict[str, Item] = {}
         bad: list[Item] = []
         left: Counter[str] = Counter()
-        for item in _found(root):
-            if item.damage is None:
-                item = self._judge(item, left)
-                if item is None:
-                    continue
+        for found in _found(root):
+            item = self._judge(found, left) if found.damage is None else found
+            if item is None:
+                continue
             if item.damage is None and item.name in items:
                 known = items[item.name]
                 if item.member and not known.member:

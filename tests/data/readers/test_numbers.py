@@ -24,7 +24,9 @@ def test_every_number_is_what_float_says(lines):
     assert got is not None
     assert np.array_equal(got.values.view(np.int64), np.array(want).view(np.int64))  # signs of zeros, too
     assert got.line_ends.tolist() == (np.cumsum([len(line) for line in lines]) - 1).tolist()
-    assert [text[a:b].decode() for a, b in zip(got.starts, got.ends, strict=True)] == [w for line in lines for w in line]
+    assert [text[a:b].decode() for a, b in zip(got.starts, got.ends, strict=True)] == [
+        w for line in lines for w in line
+    ]
     assert got.whole.tolist() == [word.isdigit() for line in lines for word in line]
 
 
@@ -38,7 +40,8 @@ def test_what_is_taken_is_right_and_the_rest_is_left_to_others(text):
 @pytest.mark.parametrize(
     "text",
     [b"", b"\n", b" 1\n", b"1 \n", b"1  2\n", b"1\n\n2\n", b"1\t2\n", b"1\r\n", b"1 2", b"1.2.3\n", b"--1\n", b"1-2\n",
-     b"-\n", b".\n", b"+1\n", b"nan\n", b"1e\n", b"e5\n", b"0x1\n", b"1_0\n", b"1/2\n", b"1,5\n", b"\xb2\n", b"1\x00\n"],
+     b"-\n", b".\n", b"+1\n", b"nan\n", b"1e\n", b"e5\n", b"0x1\n", b"1_0\n", b"1/2\n", b"1,5\n", b"\xb2\n",
+     b"1\x00\n"],
 )  # fmt: skip
 def test_other_texts_are_refused(text):
     assert parse_numbers(text) is None
