@@ -114,11 +114,14 @@ class SkeletonDataModule(pl.LightningDataModule):
                     f"set data.{key}={value} or choose another store"
                 )
         stored = get_layout(store.card["layout"])
+        layout: Layout | None = None
         try:
             layout = stored if self._layout is None else get_layout(self._layout)
             loader = ClipLoader(store, layout, self._make_normalizer(layout))
             loader.load(np.arange(1))  # one clip: conversion and normalisation exist and fit
         except SkelactError as error:
+            if layout == stored:  # nothing to convert
+                raise SkelactError(f"data.normalize does not suit the store {store.path}: {error}") from error
             wanted = getattr(self._layout, "name", self._layout)
             raise SkelactError(
                 f"data.layout={wanted} does not suit the store {store.path} of layout {stored.name!r}: {error} "

@@ -107,6 +107,9 @@ class Sampler(nn.Module, ABC):
         SkelactError: fewer than one frame asked for.
     """
 
+    evaluates = True
+    """Whether there are views without draws, so that a method can be evaluated on them."""
+
     def __init__(self, frames: int = 64) -> None:
         super().__init__()
         if frames < 1:
@@ -148,6 +151,8 @@ class CropResize(SpanSampler):
     Raises:
         SkelactError: the range is not within (0, 1], or a number is below 1.
     """
+
+    evaluates = False
 
     def __init__(self, frames: int = 64, ratio: tuple[float, float] = (0.1, 1.0), min_crop: int | None = None) -> None:
         super().__init__(frames)

@@ -13,6 +13,7 @@ from skelact.transforms.sampling import CenterCrop, CropResize
 from skelact.transforms.spatial import Compose, JointCorruption, OneOf, RandomRotation, Shear
 from skelact.transforms.views import ViewMaker
 
+ROOT = Path(__file__).parents[2]
 
 
 def make(count=12):
@@ -92,7 +93,7 @@ def test_recipes_of_the_augment_group(name, views):
 
 
 def test_transforms_need_neither_lightning_nor_hydra():
-    package = CONF.parents[1] / "skelact"
+    package = ROOT / "skelact"
     files = [
         package / "clips.py",
         package / "errors.py",
