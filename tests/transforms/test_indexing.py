@@ -210,3 +210,17 @@ def test_refusals():
         clip_motion(make([4]), "old")
     assert Frame50(layout="kinect20").center == "shoulder_center" and Frame50().center == "spine_shoulder"
     assert "center=spine_shoulder, preset=corrected" in repr(Frame50())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("make_sampler", SAMPLERS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_gpu_makes_the_same_views(make_sampler, masked):
+    clips, sampler = make([1, 40, 90, 300], masked=masked), make_sampler(64)
+    views, mask = sampler(clips, Draws(0, 3, clips.index))
+    there = clips.to("cuda")
+    others, other_mask = sampler(there, Draws(0, 3, there.index))
+    torch.testing.assert_close(others.cpu(), views, rtol=0, atol=1e-4)
+    assert (mask is None) == (other_mask is None)
+    assert mask is None or torch.equal(other_mask.cpu(), mask)
