@@ -13,9 +13,7 @@ from skelact.data.store import CARD, Store, StoreError
 EMBEDDED: dict[str, type[Reader]] = {"hdm05": HDM05Reader, "hdm05_views": HDM05ViewsReader}
 
 
-def open_store(
-    path: str | Path, name: str | None = None, progress: bool = False, pipeline: str | None = None
-) -> Store:
+def open_store(path: str | Path, name: str | None = None, progress: bool = False, pipeline: str | None = None) -> Store:
     """Open a store, first making it if it is an embedded dataset's and not there yet.
 
     Several processes may call this at once: one prepares, the others wait.
