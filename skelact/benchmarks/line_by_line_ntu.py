@@ -24,18 +24,19 @@ def read_line_by_line(path: str | Path) -> np.ndarray:
         for _ in range(int(stream.readline())):
             bodies = []
             for _ in range(int(stream.readline())):
-                body = {"id": int((fields := stream.readline().split())[0]), "info": [float(f) for f in fields[1:]]}
-                body["joints"] = []
+                fields = stream.readline().split()
+                info = [int(fields[0]), *map(float, fields[1:])]
+                joints = []
                 for _ in range(int(stream.readline())):
                     joint = {}
                     for name, field in zip(_JOINT, stream.readline().split(), strict=True):
                         joint[name] = float(field)
-                    body["joints"].append(joint)
-                bodies.append(body)
+                    joints.append(joint)
+                bodies.append((info, joints))
             frames.append(bodies)
     result = np.zeros((len(frames), max(map(len, frames), default=0), 25, 3), np.float32)
     for t, bodies in enumerate(frames):
-        for m, body in enumerate(bodies):
-            for v, joint in enumerate(body["joints"]):
+        for m, (_, joints) in enumerate(bodies):
+            for v, joint in enumerate(joints):
                 result[t, m, v] = joint["x"], joint["y"], joint["z"]
     return result

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -56,9 +55,8 @@ def list_members(path: str | Path, suffix: str = "", limit: int = LIMIT) -> list
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        raise SkelactError(f"{path} is not a whole zip file: {reason}") from None
+    except Exception as error:  # zipfile hands through what its parsers meet: struct.error, UnicodeDecodeError, ...
+        raise SkelactError(f"{path} is not a whole zip file: {_reason(error)}") from None
     members: list[Member] = []
     seen: set[str] = set()
     for entry in sorted(entries, key=lambda entry: entry.filename):
@@ -102,23 +100,27 @@ def read_member(path: str | Path, member: str, limit: int = LIMIT) -> bytes:
     try:
         status = os.stat(path)
         archive, entries = _archive(os.fspath(path), os.getpid(), status.st_mtime_ns, status.st_size)
+        if member not in entries:
+            raise DamagedClip(path, member, "is not in the archive")
         entry = entries[member]
         if damage := _damage(entry, entry.orig_filename.replace("\\", "/").split("/"), limit):
             raise DamagedClip(path, member, damage)
         with archive.open(entry) as stream:
             data = stream.read(limit + 1)
-    except KeyError:
-        raise DamagedClip(path, member, "is not in the archive") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, NotImplementedError) as error:
-        if isinstance(error, DamagedClip):
-            raise
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or "ends too early"
-        raise DamagedClip(path, member, f"cannot be unpacked ({reason})") from None
+    except DamagedClip:
+        raise
+    except Exception as error:  # as above; and zlib.error, lzma.LZMAError, EOFError, RuntimeError (passwords), ...
+        raise DamagedClip(path, member, f"cannot be unpacked ({_reason(error)})") from None
     if len(data) > limit:
         raise DamagedClip(path, member, f"is larger than the {limit} bytes allowed")
     if len(data) != entry.file_size:
         raise DamagedClip(path, member, f"has {len(data)} bytes, the archive promises {entry.file_size}")
     return data
+
+
+def _reason(error: Exception) -> str:
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or "ends too early"
+    return text if isinstance(error, (OSError, zipfile.BadZipFile)) else f"{type(error).__name__}: {text}"
 
 
 @lru_cache(maxsize=8)

@@ -58,15 +58,14 @@ class NTUReader(Reader):
         items: dict[str, Item] = {}
         bad: list[Item] = []
         left: Counter[str] = Counter()
-        for item in _found(root):
-            if item.damage is None:
-                item = self._judge(item, left)
-                if item is None:
-                    continue
+        for found in _found(root):
+            item = self._judge(found, left) if found.damage is None else found
+            if item is None:
+                continue
             if item.damage is None and item.name in items:
                 known = items[item.name]
                 if item.member and not known.member:
-                    left["are also in an archive; the unpacked files are read"] += 1
+                    left["also in an archive; the unpacked files are read"] += 1
                     continue
                 where = known.member or known.path
                 item = replace(item, damage=("", f"is a second {item.name}; the one read is {where}"))
@@ -75,7 +74,7 @@ class NTUReader(Reader):
             else:
                 place = item.path.relative_to(root) if item.path != root else Path(item.path.name)
                 bad.append(replace(item, name="/".join(filter(None, (place.as_posix(), item.member)))))
-        self.notes = tuple(f"{count} samples {reason}" for reason, count in left.items())
+        self.notes = tuple(f"{count} sample{'s' * (count > 1)} {reason}" for reason, count in left.items())
         return [items[name] for name in sorted(items)] + sorted(bad, key=lambda item: item.name)
 
     def _judge(self, item: Item, left: Counter[str]) -> Item | None:
@@ -84,12 +83,12 @@ class NTUReader(Reader):
         if factors is None:
             return replace(item, damage=("", f"the name {item.name!r} is not of the form SsssCcccPpppRrrrAaaa"))
         if self.sets == 60 and 18 <= factors["setup"] <= 32:
-            left["of set-ups 18..32 are not part of NTU RGB+D 60, left out"] += 1
+            left["of set-ups 18..32, not part of NTU RGB+D 60: left out"] += 1
             return None
         if reason := protocols.impossible(factors, self.sets):
             return replace(item, damage=("", reason))
         if self.missing == "official" and item.name in protocols.missing_skeletons():
-            left["on the official list of missing skeletons, left out"] += 1
+            left["on the official list of missing skeletons: left out"] += 1
             return None
         return replace(item, label=factors["action"] - 1, columns=factors)
 

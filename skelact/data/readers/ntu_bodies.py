@@ -133,7 +133,7 @@ def tracks(bodies: Bodies) -> Chosen:
     time it is nearest, if that is within :data:`RETRACK`; else it begins the second person, or, when there is one
     already, continues the nearer person that it does not overlap with. A track that overlaps with both is dropped.
     """
-    found = _tracks(bodies)
+    found = sorted(_tracks(bodies), key=lambda track: (track.start, bodies.ids[track.rows[0]]))
     if len(found) > 1:
         found = _long(found)
     if len(found) > 1:

@@ -37,7 +37,7 @@ _BODY = JOINTS * JOINT_FIELDS + BODY_FIELDS + 1
 _BODY_LINES = np.array([BODY_FIELDS - 1, BODY_FIELDS, *(BODY_FIELDS + JOINT_FIELDS * np.arange(1, JOINTS + 1))])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Bodies:
     """All bodies of a file in the order in which it lists them.
 
@@ -130,7 +130,9 @@ def parse_at_once(data: bytes) -> Bodies | None:
     if numbers is None or not numbers.whole[0] or not 1 <= numbers.values[0] <= MAX_FRAMES:
         return None
     values, total = numbers.values, len(numbers.values)
-    frames, starts, position = [], [], 1
+    frames: list[int] = []
+    starts: list[int] = []
+    position = 1
     for _ in range(int(values[0])):
         count = values.item(position) if position < total else -1
         if not 0 <= count <= MAX_BODIES or count != int(count):
@@ -201,6 +203,8 @@ class _Lines:
             raise DamagedClip(self.path, f"line {self.position + 1}", f"the file ends where {what} should follow")
         fields = self.lines[self.position].split()
         self.position += 1
+        if len(fields) < count and self.position == len(self.lines):
+            self.fail(f"the file ends in the middle of {what}")
         if len(fields) != count:
             self.fail(f"has {len(fields)} fields instead of {count} ({what})")
         return fields

@@ -65,10 +65,12 @@ def parse_numbers(text: bytes) -> Numbers | None:
 
     digits = text.translate(None, b".-+")
     shown = np.frombuffer(digits, np.uint8)
-    stops = np.flatnonzero(shown <= _BLANK)
+    stops = np.flatnonzero(shown < ord("0"))
+    if len(stops) != len(ends):  # something below the digits that is no separator
+        return None
     length = np.diff(stops, prepend=-1) - 1
     odd = np.flatnonzero(shown > ord("9"))
-    if length.min() < 1 or b"/" in text or len(odd) > len(ends) or ((shown[odd] | 32) != ord("e")).any():
+    if length.min() < 1 or len(odd) > len(ends) or ((shown[odd] | 32) != ord("e")).any():
         return None
     values = _integers(digits, stops, length).astype(np.float64)
     values /= _POWERS[np.minimum(fraction, 22)]
