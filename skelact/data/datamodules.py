@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +13,15 @@ from torch.utils.data import DataLoader
 
 from skelact.clips import RaggedClips
 from skelact.data.embedded import open_store
-from skelact.data.loading import ClipLoader, DealtBatches, DiskBatches, Normalizer, RowBatches, given_channels
+from skelact.data.loading import (
+    ClipLoader,
+    DealtBatches,
+    DiskBatches,
+    Normalizer,
+    RowBatches,
+    available_memory,
+    given_channels,
+)
 from skelact.data.splits import SplitRule, label_subset, part_rows, resolve
 from skelact.data.store import Store
 from skelact.errors import SkelactError
@@ -285,11 +292,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         size = self._ready.nbytes()
         if device.type == "cuda" and size < 0.4 * torch.cuda.mem_get_info(device)[0]:
             return "device"
-        try:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, ValueError, OSError):
-            free = 8 << 30
-        return "ram" if size < 0.4 * free else "disk"
+        return "ram" if size < 0.4 * available_memory() else "disk"
 
     def _deliver(self, rows: torch.Tensor, device: torch.device | str | None) -> RaggedClips:
         """Clips of `rows` on `device`: the one place where rows become clips."""

@@ -77,8 +77,8 @@ def read_all(reader: Reader, items: Sequence[Item], workers: int = 1, sizes: Seq
             yield from _merged(task, iter(found))
     except BrokenProcessPool as error:
         raise SkelactError(
-            f"{reader.name}: a reader process was killed (out of memory?); the same command goes on where this one "
-            "stopped, with workers=1 if need be"
+            f"{reader.name}: a reader process was killed (out of memory?) or could not start; the same command goes "
+            "on where this one stopped, with workers=1 if need be"
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

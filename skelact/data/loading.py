@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +91,25 @@ class ClipLoader:
             last = max(int(np.searchsorted(end, begin + CHUNK_FRAMES, side="right")), first + 1)
             yield np.arange(first, last)
             first = last
+
+
+def available_memory() -> int:
+    """Bytes that could be had without swapping: what caches hold counts as free, a limit of the container does not."""
+    free = 8 << 30
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        # after a preparation the page cache holds the store itself: the pages free would call memory full
+        with open("/proc/meminfo", encoding="ascii") as stream:
+            free = next(int(line.split()[1]) << 10 for line in stream if line.startswith("MemAvailable"))
+    except (AttributeError, ValueError, OSError, StopIteration, IndexError):
+        pass
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        return max(0, min(free, limit - used + int(counts["inactive_file"])))
+    except (OSError, ValueError, KeyError):  # no such limit
+        return free
 
 
 class RowBatches(Dataset[Tensor]):

@@ -161,8 +161,18 @@ def _about_checkpoint(path: str) -> list[tuple[str, Any]]:
     ]
 
 
+_MEASURES = {
+    "prepare": "skelact.benchmarks.prepare.measure",
+    "simulate": "skelact.benchmarks.simulated_ntu.write",
+    "data": "skelact.benchmarks.data.benchmark_views",
+    "linear": "skelact.benchmarks.linear.measure",
+    "retrieval": "skelact.benchmarks.retrieval.measure",
+    "media": "skelact.benchmarks.media.measure",
+}
+
+
 def benchmark(cfg: DictConfig) -> int:
-    """Measure data, probes or training on this machine."""
+    """Measure preparation, data, probes or training on this machine; or make up the files to do so with."""
     from rich.console import Console
 
     kind = str(cfg.kind)
@@ -170,13 +180,16 @@ def benchmark(cfg: DictConfig) -> int:
         from skelact.benchmarks.training import measure
 
         numbers = measure(_resolved(cfg))
-    elif kind in ("data", "linear", "retrieval", "media"):
-        module = importlib.import_module(f"skelact.benchmarks.{kind}")
-        function = getattr(module, "measure", None) or module.benchmark_views
-        wanted = {"seconds": float(cfg.seconds), "threads": int(cfg.threads), "seed": int(cfg.seed)}
-        numbers = function(**{k: v for k, v in wanted.items() if k in inspect.signature(function).parameters})
+    elif kind in _MEASURES:
+        module, _, name = _MEASURES[kind].rpartition(".")
+        function = getattr(importlib.import_module(module), name)
+        asked: dict[str, Any] = {key: cfg[key] for key in ("seconds", "threads", "seed", "clips", "target", "archive")}
+        if kind == "simulate" and cfg.target is None:
+            raise SkelactError("benchmark simulate: say where the made-up files shall go: target=FOLDER")
+        known = inspect.signature(function).parameters
+        numbers = function(**{key: value for key, value in asked.items() if key in known and value is not None})
     else:
-        raise SkelactError(f"benchmark kind={kind} is none of data, linear, retrieval, media, method")
+        raise SkelactError(f"benchmark kind={kind} is none of {', '.join(_MEASURES)}, method")
     console = Console(highlight=False, soft_wrap=True)
     for key, value in numbers.items():
         text = f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1e4 else value

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from skelact.clips import RaggedClips
 from skelact.data.datamodules import SkeletonDataModule
-from skelact.data.loading import DealtBatches
+from skelact.data.loading import DealtBatches, available_memory
 from skelact.data.store import Store, StoreError
 from skelact.data.writer import StoreWriter
 from skelact.errors import SkelactError
@@ -298,3 +299,10 @@ def test_embedded_datasets_prepare_themselves(embedded_root, name, sizes):
 
 def test_card_of_conftest_is_whole(tmp_path):
     assert set(make_card()) <= set(write_store(tmp_path / "s").card)
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="reads /proc/meminfo")
+def test_memory_that_caches_hold_can_be_had():
+    with open("/proc/meminfo") as stream:
+        numbers = {line.split(":")[0]: int(line.split()[1]) << 10 for line in stream}
+    assert numbers["MemFree"] / 2 < available_memory() <= numbers["MemTotal"]
