@@ -29,7 +29,7 @@ from skelact.clips import RaggedClips
 from skelact.data.colour import colour_depth
 from skelact.data.npyfile import HEADER, GrowingNpy, read_header
 from skelact.data.store import CLIPS, FORMAT, FRAMES, WHOLE_CHECK_BYTES, Store, StoreError
-from skelact.data.writer import _JOURNAL, _RESERVED, StoreWriter
+from skelact.data.writer import _JOURNAL, _RESERVED, StoreWriter, refuse_foreign
 from skelact.errors import SkelactError
 
 SIZES = "sizes.npy"
@@ -46,6 +46,7 @@ class MediaWriter(StoreWriter):
 
     def __init__(self, target: str | Path, card: dict[str, Any]) -> None:
         self.target = Path(target)
+        refuse_foreign(self.target)
         self.partial = self.target.with_name(self.target.name + ".partial")
         self.card: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **card}))
         media = self.card["media"]

@@ -28,6 +28,7 @@ from skelact.data.dealing import Outcomes, read_all, worker_count
 from skelact.data.published import Count, compare
 from skelact.data.readers.base import DamagedClip, Item, Reader
 from skelact.data.store import CARD
+from skelact.data.writer import refuse_foreign
 from skelact.errors import SkelactError
 
 #: Damaged clips that the report names; all of them stand in the store's card.
@@ -152,6 +153,7 @@ def prepare_dataset(
         SkelactError: the source cannot be read at all, no clip was usable, or `strict` and some were damaged.
     """
     target = Path(target)
+    refuse_foreign(target)
     with locked(target):
         if only_if_missing and (target / CARD).is_file():
             return Report(target)

@@ -16,8 +16,10 @@ from skelact.data.media import SIZES, MediaStore, MediaWriter
 from skelact.data.prepare import prepare_dataset
 from skelact.data.readers.media_ntu import NTUMedia
 from skelact.data.store import Store, StoreError
+from skelact.data.writer import StoreWriter
 from skelact.errors import SkelactError
 
+from .conftest import make_card
 from .pictures import cut, numbers, picture, write_folder, write_ntu, write_video
 
 ENCODINGS = ("raw", "png", "jpeg")
@@ -177,6 +179,16 @@ def test_killed_and_started_again_gives_the_same_store(tmp_path, encoding):
     report = prepare_dataset(reader, tmp_path / "raw", tmp_path / "got", progress=False)
     assert (report.kept, report.clips) == (3, 5)
     assert _same(tmp_path / "got", tmp_path / "want")
+
+
+def test_originals_are_never_replaced(tmp_path):
+    clips = write_ntu(tmp_path / "raw")
+    with pytest.raises(SkelactError, match="is no store; it is not replaced"):
+        prepare_dataset(NTUMedia("rgb"), tmp_path / "raw", tmp_path / "raw", progress=False)
+    assert (tmp_path / "raw" / "nturgb+d_rgb_s001" / f"{clips[0]}_rgb.avi").is_file()
+    for make in (lambda: MediaWriter(tmp_path / "raw", _card()), lambda: StoreWriter(tmp_path / "raw", make_card())):
+        with pytest.raises(SkelactError, match="choose another target"):
+            make()
 
 
 def test_workers_give_the_same_store(tmp_path):
