@@ -6,6 +6,7 @@ torch: reader processes do without.
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import re
@@ -326,11 +327,11 @@ def load_matlab(item: Item, variable: str) -> np.ndarray:
     """
     from scipy.io import loadmat
 
-    with open(item.path, "rb") as stream:
-        try:
-            content = loadmat(stream, variable_names=[variable])
-        except Exception as error:  # scipy hands through whatever its parsers meet
-            raise DamagedClip(item.path, "", f"is not a whole MATLAB file ({_short(error)})") from None
+    data = io.BytesIO(item.path.read_bytes())  # the parser would set aside what a damaged file claims to hold
+    try:
+        content = loadmat(data, variable_names=[variable])
+    except Exception as error:  # scipy hands through whatever its parsers meet
+        raise DamagedClip(item.path, "", f"is not a whole MATLAB file ({_short(error)})") from None
     values = content.get(variable)
     if not isinstance(values, np.ndarray) or values.dtype.kind not in "fiu":
         raise DamagedClip(item.path, "", f"has no variable {variable} of numbers")

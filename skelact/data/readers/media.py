@@ -102,7 +102,7 @@ class MediaReader(Reader):
         self.frames, self.encoding, self.colour = frames, encoding, colour
         self.size = size if size is None or isinstance(size, int) else lengths
         self.span, self.quality = None if span is None else [int(v) for v in span], quality
-        self.folder, self.names = folder, names
+        self.place, self.names = folder, names
         self.shape: tuple[int, ...] | None = None  # of a raw frame, from the first clip that can be read
 
     @abstractmethod
@@ -112,7 +112,7 @@ class MediaReader(Reader):
     def scan(self, source: str | Path | None) -> list[Item]:
         """Clips under `folder` or the source; a name met twice is damage, a clip outside `names` left out."""
         self.notes = []
-        items = self.find(self.locate(self.folder or source))
+        items = self.find(self.locate(self.place or source))
         seen: dict[str, Path] = {}
         kept, left_out = [], 0
         wanted = self._wanted()

@@ -84,8 +84,8 @@ class UWA3DMedia(MediaReader):
         items = []
         for match, path in walk(root, clip):
             below = path.parent.relative_to(root)
-            place = root.name if below == Path() else str(below)
-            if self.folder is None and self.modality not in place.lower():
+            where = root.name if below == Path() else str(below)
+            if self.place is None and self.modality not in where.lower():
                 continue
             action, subject, camera, repetition = (int(number) for number in match.groups())
             columns = {"action": action, "subject": subject, "camera": camera, "repetition": repetition}
