@@ -18,6 +18,7 @@ from skelact.data.loading import ClipLoader, DealtBatches, DiskBatches, Normaliz
 from skelact.data.splits import SplitRule, label_subset, part_rows, resolve
 from skelact.data.store import Store
 from skelact.errors import SkelactError
+from skelact.skeleton.convert import SCORES
 from skelact.skeleton.layouts import Layout, get_layout
 
 RESIDENCES = ("auto", "disk", "ram", "device")
@@ -37,6 +38,8 @@ class SkeletonDataModule(pl.LightningDataModule):
         pipeline: way of choosing bodies expected of the store; None takes any.
         normalize: a module from clips to clips, the name of a mode of
             :class:`skelact.transforms.normalize.Normalize`, or None for the coordinates as stored.
+        scores: where joints are converted to another layout, confidences move along (`converted`) or keep their order
+            (`as_released`, see :func:`skelact.skeleton.convert`).
         residence: `disk` reads each batch from the memory map, `ram` holds all frames in memory, `device` on the
             training device (a batch is then a handful of integers), `auto` the fastest that fits.
         batch_size: training clips of a global batch, over all processes.
@@ -62,6 +65,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         num_classes: int | None = None,
         pipeline: str | None = None,
         normalize: nn.Module | str | None = None,
+        scores: str = "converted",
         residence: str = "auto",
         batch_size: int = 64,
         eval_batch_size: int = 256,
@@ -77,11 +81,14 @@ class SkeletonDataModule(pl.LightningDataModule):
         super().__init__()
         if residence not in RESIDENCES:
             raise SkelactError(f"data.residence={residence!r} is not one of {', '.join(RESIDENCES)}")
+        if scores not in SCORES:
+            raise SkelactError(f"data.scores={scores!r} is not one of {', '.join(SCORES)}")
         if fit not in ("train", "train+val"):
             raise SkelactError(f"data.fit={fit!r} is not one of train, train+val")
-        self.store_path, self.split, self.name = str(store), split, name
+        self.store_path, self.split, self.name = str(store), str(split), name  # `data.split=1` is a number
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.seed, self.drop_last, self.validation, self.fit = seed, drop_last, validation, fit
+        self.scores = scores
         self._layout, self._normalize, self._wanted_residence = layout, normalize, residence
         self._expected = {"persons": persons, "channels": channels, "num_classes": num_classes, "pipeline": pipeline}
         self._few = (label_fraction, labels_per_class, label_draw)
@@ -115,7 +122,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         stored = get_layout(store.card["layout"])
         try:
             layout = stored if self._layout is None else get_layout(self._layout)
-            loader = ClipLoader(store, layout, self._make_normalizer(layout))
+            loader = ClipLoader(store, layout, self._make_normalizer(layout), self.scores)
             loader.load(np.arange(1))  # one clip: conversion and normalisation exist and fit
         except SkelactError as error:
             wanted = getattr(self._layout, "name", self._layout)
