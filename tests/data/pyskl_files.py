@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 
 
-def annotation(name, label=0, people=1, frames=12, seed=0, **changes):
+def annotation(name, label=0, /, people=1, frames=12, seed=0, **changes):
     draw = np.random.default_rng([seed, label, people, frames])
     centre = draw.uniform([400, 300], [1500, 800], (people, 1, 1, 2))
     keypoint = (centre + draw.normal(0, 60, (people, frames, 17, 2))).astype(np.float16)
