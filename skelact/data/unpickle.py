@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from skelact.data.unpickle_arrays import NAMES, ArrayMaker, Name, Refused
+from skelact.data.unpickle_arrays import ENCODE, NAMES, ArrayMaker, Name, Refused
 from skelact.errors import SkelactError
 
 #: Containers may lie this deep inside each other; data sets need three or four levels.
@@ -131,7 +131,7 @@ class _Machine:
                         seen.add(id(item))
                         below.extend(item.values() if isinstance(item, dict) else item)
                 elif not isinstance(item, _LEAVES):
-                    self.fail("leaves a bare global name among the data")
+                    self.fail("leaves a bare global name, or half of a call, among the data")
             if not below:
                 return
             level = below
@@ -223,7 +223,10 @@ class _Machine:
     def sized(self, form: str, count: int, codec: str) -> None:
         """Text or bytes behind their length. Text of Python 2 is latin-1: it may be an array's data."""
         piece = self.take(struct.unpack(form, self.take(count))[0])
-        self.stack.append(str(piece, codec) if codec else piece)
+        if codec == "utf-8" and self.stack and self.stack[-1] is ENCODE:
+            self.stack.append(self.arrays.latin1(str(piece, codec)))  # the text itself is never kept
+        else:
+            self.stack.append(str(piece, codec) if codec else piece)
 
     def int_line(self) -> None:
         text = self.line(_MAX_NUMBER)
@@ -305,7 +308,9 @@ class _Machine:
         for key in values[::2]:
             if not isinstance(key, _KEYS):  # a tuple may be nested so deep that hashing it overflows
                 self.fail(f"has a key of kind {type(key).__name__}; keys are text or numbers")
-            if len(target) + len(values) // 2 > _MAX_NUMBERED and not isinstance(key, (str, bytes)):  # numbers can be made to collide
+            if len(target) + len(values) // 2 > _MAX_NUMBERED and not isinstance(
+                key, (str, bytes)
+            ):  # numbers can be made to collide
                 self.fail(f"has a dict with more than {_MAX_NUMBERED} items that are not all found by text")
         target.update(zip(values[::2], values[1::2], strict=True))
 

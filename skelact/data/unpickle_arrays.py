@@ -24,9 +24,19 @@ class Name:
         self.call = call
 
 
+class Latin1:
+    """Bytes that the file spells as text, between reading them and the call that asks for them."""
+
+    __slots__ = ("raw",)
+
+    def __init__(self, raw: bytes) -> None:
+        self.raw = raw
+
+
+ENCODE = Name("encode")
 #: "module name" as files spell it, across NumPy 1 and 2 and Python 2 and 3.
 NAMES = {
-    "_codecs encode": Name("encode"),
+    "_codecs encode": ENCODE,
     "__builtin__ bytes": Name("bytes"),
     "builtins bytes": Name("bytes"),
     "numpy dtype": Name("dtype"),
@@ -79,10 +89,14 @@ class ArrayMaker:
 
     def _encode(self, text: Any, codec: Any = None) -> bytes:
         # how protocols 0 to 2 hold bytes; mmcv, and so pyskl, writes protocol 2
-        if not isinstance(text, str) or codec != "latin1":
+        if not isinstance(text, (str, Latin1)) or codec != "latin1":
             raise Refused("encodes other than text to latin1")
+        return text.raw if isinstance(text, Latin1) else self.latin1(text).raw
+
+    def latin1(self, text: str) -> Latin1:
+        """Text as the bytes it stands for."""
         self._spend(len(text))
-        return text.encode("latin-1")
+        return Latin1(text.encode("latin-1"))
 
     def _bytes(self) -> bytes:
         return b""
