@@ -91,6 +91,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         self.scores = scores
         self._layout, self._normalize, self._wanted_residence = layout, normalize, residence
         self._expected = {"persons": persons, "channels": channels, "num_classes": num_classes, "pipeline": pipeline}
+        self._pipeline = pipeline
         self._few = (label_fraction, labels_per_class, label_draw)
         self._loader: ClipLoader | None = None
         self._resident: RaggedClips | None = None
@@ -105,7 +106,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         """
         if self._loader is not None:
             return
-        store = open_store(self.store_path, self.name)
+        store = open_store(self.store_path, self.name, pipeline=self._pipeline)
         self.name = self.name or store.name
         found = {
             "persons": store.card["persons"],

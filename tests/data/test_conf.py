@@ -35,8 +35,8 @@ def test_keys_are_the_constructors_arguments(choice):
     node = _node(choice)
     parameters = set(inspect.signature(SkeletonDataModule.__init__).parameters) - {"self"}
     assert set(node) - {"_target_", "reader", "media"} == parameters
-    chosen = f"_{node.pipeline}" if node.pipeline else ""  # each way of preparing has a store of its own
-    assert node.store == f"stores/{choice}{chosen}" and node.seed == 7 and node.name == choice
+    folder = choice if node.pipeline is None else f"{choice}_{node.pipeline}"
+    assert node.store == f"stores/{folder}" and node.seed == 7 and node.name == choice
     with open_dict(node):
         reader = node.pop("reader")
         node.pop("media")
@@ -52,7 +52,7 @@ def test_pose_files_are_prepared_and_read_by_their_choice(choice, tmp_path):
     node = _node(choice, f"paths.data={tmp_path}")
     count, flat = 10, choice.endswith("_hrnet")
     frames = np.ones((1, 4, 17, 2) if flat else (1, 4, 25, 3), np.float16)
-    names = [f"S001C00{k % 3 + 1}P{k + 1:03d}R001A{k + 1:03d}" for k in range(count)]
+    names = [f"S001C00{k % 3 + 1}P{k + 13:03d}R001A{k + 1:03d}" for k in range(count)]
     notes = [
         {"frame_dir": name, "label": k, "total_frames": 4, "img_shape": (9, 16), "keypoint": frames}
         | ({"keypoint_score": frames[..., 0]} if flat else {})
@@ -78,9 +78,15 @@ def test_sets_that_must_be_prepared_say_how(choice, tmp_path):
     node = _node(choice, f"paths.data={tmp_path}")
     with open_dict(node):
         node.pop("reader"), node.pop("media")
-    with pytest.raises(StoreError, match=f"skelact prepare data={choice} source="):
+    pipeline = f" data.pipeline={node.pipeline}" if node.pipeline else ""
+    with pytest.raises(StoreError, match=f"skelact prepare data={choice}{pipeline} source="):
         hydra.utils.instantiate(node, _convert_="all").setup()
     assert (node.layout, node.persons) == ("ntu25", 2)
+
+
+def test_the_pipeline_names_the_store_and_reaches_the_reader():
+    node = _node("ntu120", "data.pipeline=denoise")
+    assert node.store == "stores/ntu120_denoise" and node.reader.pipeline == "denoise"
 
 
 @pytest.mark.parametrize("choice", ["hdm05", "hdm05_views"])

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from skelact.data.readers import ntu_protocols
 from skelact.data.readers.base import Clip, DamagedClip, Item, Reader, refuse_non_finite
 from skelact.data.readers.pyskl_fields import as_dict, as_numbers, brief, image_sides, name_of, people_in, stamp_of
 from skelact.data.readers.pyskl_poses import (
@@ -27,7 +28,7 @@ from skelact.data.readers.pyskl_poses import (
     swapped_frames,
     unpack_skeletons,
 )
-from skelact.data.readers.pyskl_splits import NTU_COLUMNS, SplitTable, held_out, ntu_columns
+from skelact.data.readers.pyskl_splits import SplitTable, held_out
 from skelact.data.unpickle import UnpickleError, load
 from skelact.errors import SkelactError
 
@@ -54,8 +55,9 @@ class PysklReader(Reader):
         keypoints: folder of Kinetics' key point files; None looks below the source.
         num_classes: number of classes; None: the largest label of the file and one.
         class_names: names of the classes; None: their numbers.
+        ntu: 60 or 120: the clips are those of NTU RGB+D. Other names and impossible numbers are damage; class names,
+            validation and published counts are those of :mod:`skelact.data.readers.ntu_protocols`.
         fps: frames per second.
-        published: card entry with the published counts.
         source, licence, citation: texts for the card.
     """
 
@@ -73,8 +75,8 @@ class PysklReader(Reader):
         keypoints: str | Path | None = None,
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
+        ntu: int | None = None,
         fps: float = 30.0,
-        published: Mapping[str, Any] | None = None,
         source: str = "",
         licence: str = "",
         citation: str = "",
@@ -97,7 +99,11 @@ class PysklReader(Reader):
         self.masked = coordinates != "motionbert" if masked is None else bool(masked)
         self.keypoints = None if keypoints is None else Path(keypoints).expanduser()
         self._texts = {"source": source, "licence": licence, "citation": citation}
-        self._published = None if published is None else dict(published)
+        if ntu not in (None, *ntu_protocols.SPLITS):
+            raise SkelactError(f"{name}: ntu={ntu} is not one of 60, 120")
+        self.ntu = ntu
+        if ntu is not None and class_names is None:
+            class_names = ntu_protocols.CLASSES[:ntu]
         self._classes = None if class_names is None else [str(text) for text in class_names]
         self._count = num_classes if self._classes is None else len(self._classes)
         self._given_persons, self.persons = persons, persons or 1
@@ -131,6 +137,8 @@ class PysklReader(Reader):
                 name, trouble = where, "is not a mapping with a frame_dir of text"
             elif name in first:
                 trouble = f"the name {name!r} was given by annotations[{first[name]}] already"
+            elif not trouble and self.ntu:
+                trouble = _not_of_ntu(name, label, self.ntu)
             first.setdefault(name, key)
             damage = (where if name == where else f"{where} {name}", trouble) if trouble else None
             path, version = self._path, None
@@ -194,7 +202,11 @@ class PysklReader(Reader):
         }
         if self.flat:
             card |= {"pipeline": self.coordinates, "repair": self.repair, "min_score": self.min_score}
-        return card if self._published is None else {**card, "published": self._published}
+        if self.ntu:
+            counts = ntu_protocols.published(self.ntu)
+            counts["splits"].pop("oneshot", None)  # the files have other lists for it
+            card["published"] = counts
+        return card
 
     def _find(self, source: str | Path | None) -> Path:
         path = self.locate(source)
@@ -244,7 +256,7 @@ class PysklReader(Reader):
         found = self._content["annotations"]
         sound = [item for item in items if item.damage is None]
         table = SplitTable(self._content["split"], [item.name for item in sound])
-        ntu = {item.name: of_name for item in sound if (of_name := ntu_columns(item.name))}
+        ntu = {item.name: of_name for item in sound if (of_name := ntu_protocols.parse_name(item.name))}
         notes = list(table.notes)
         if named := len(ntu) == len(sound):
             if other := sum(ntu[item.name]["action"] != item.label + 1 for item in sound):
@@ -253,7 +265,8 @@ class PysklReader(Reader):
             notes.append(f"{len(sound) - len(ntu)} names are not of NTU's scheme; no clip gets its columns")
         if self.flat and (bare := sum("keypoint_score" not in as_dict(found[i.key]) for i in sound if not i.version)):
             notes.append(f"{bare} clips have no keypoint_score; it is taken as 1")
-        self._rules = table.rules({key: numbers["subject"] for key, numbers in ntu.items()} if named else None)
+        subjects = {key: numbers["subject"] for key, numbers in ntu.items()} if named else None
+        self._rules = table.rules(subjects, ntu_protocols.SPLITS[self.ntu] if self.ntu else {})
         self.notes = notes
         people = max((people_in(found[item.key]) for item in sound), default=1)
         self.persons = self._given_persons or max(min(people, MAX_PERSONS), 1)
@@ -262,7 +275,7 @@ class PysklReader(Reader):
             note = as_dict(found[item.key])
             columns: dict[str, int | str] = {**table.columns(item.name)}
             if named:
-                columns |= ntu.get(item.name, dict.fromkeys(NTU_COLUMNS, 0))
+                columns |= ntu.get(item.name, dict.fromkeys(ntu_protocols.FACTORS, 0))
             else:
                 columns["held_out"] = int(held_out(item.name))
             if self.flat:
@@ -349,3 +362,13 @@ class PysklReader(Reader):
             refuse_non_finite(values.swapaxes(0, 1), item, self.layout.joints)
         except DamagedClip as error:
             raise DamagedClip(item.path, f"{where}, {error.where}", error.reason) from None
+
+
+def _not_of_ntu(name: str, label: int, sets: int) -> str:
+    """What keeps a clip from being one of NTU RGB+D."""
+    factors = ntu_protocols.parse_name(name)
+    if factors is None:
+        return "is not named by the scheme SsssCcccPpppRrrrAaaa"
+    if factors["action"] != label + 1:
+        return f"has label {label}, its name says {factors['action'] - 1}"
+    return ntu_protocols.impossible(factors, sets)

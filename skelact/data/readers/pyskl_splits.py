@@ -10,16 +10,8 @@ from typing import Any
 
 _LIST = re.compile(r"(?:(?P<before>[\w.-]{0,60}?)[_-]?)(?P<part>train|val|test)[_-]?(?P<number>\d{0,4})")
 MAX_SPLITS = 32
-NTU_NAME = re.compile(r"S(\d{3})C(\d{3})P(\d{3})R(\d{3})A(\d{3})")
-NTU_COLUMNS = ("setup", "camera", "subject", "repetition", "action")
 #: Enters every draw of held-out clips and subjects; a change of the rule must change it.
 HOLD_OUT_RULE = "v1"
-
-
-def ntu_columns(name: str) -> dict[str, int] | None:
-    """Setup, camera, subject, repetition and action of an NTU clip name; None for another name."""
-    match = NTU_NAME.fullmatch(name)
-    return None if match is None else dict(zip(NTU_COLUMNS, map(int, match.groups()), strict=True))
 
 
 def held_out(name: str) -> bool:
@@ -76,12 +68,13 @@ class SplitTable:
         """A clip's side in every split."""
         return {f"split_{group}": roles.get(name, "") for group, roles in self.values.items()}
 
-    def rules(self, subjects: Mapping[str, int] | None) -> dict[str, Any]:
+    def rules(self, subjects: Mapping[str, int] | None, known: Mapping[str, Any]) -> dict[str, Any]:
         """Split rules for the card.
 
         Args:
             subjects: subject of each clip, where names tell; validation then holds out training subjects. Otherwise it
                 is the column `held_out`.
+            known: the data set's own rules, whose validation is taken over where the split has one.
         """
         rules: dict[str, Any] = {}
         for group, roles in self.values.items():
@@ -91,6 +84,8 @@ class SplitTable:
             if "val" in found:
                 rule["train"] = [train, "val"]
                 rule["val"] = {"factor": factor, "values": ["val"]}
+            elif "val" in known.get(group, {}):
+                rule["val"] = known[group]["val"]
             elif subjects is None:
                 rule["val"] = {"factor": "held_out", "values": [1]}
             elif out := held_out_subjects([subjects[name] for name, role in roles.items() if role == train]):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from skelact.data.datamodules import SkeletonDataModule
 from skelact.data.prepare import prepare_dataset
 from skelact.data.readers.base import Clip, DamagedClip
+from skelact.data.readers.ntu_protocols import SPLITS, TRAIN_SUBJECTS_60
 from skelact.data.readers.pyskl import PysklReader
 from skelact.data.readers.pyskl_splits import held_out
 from skelact.data.splits import resolve
@@ -44,12 +45,11 @@ def test_reads_what_was_written(tmp_path, protocol):
 def test_a_store_with_the_file_s_splits(tmp_path):
     content = ntu_file()
     source = write(tmp_path / "in" / "ntu60_hrnet.pkl", content)
-    published = {"clips": 3, "splits": {}, "source": "made up"}
-    reader = PysklReader("ntu60_hrnet", num_classes=60, coordinates="centered", published=published)
+    reader = PysklReader("ntu60_hrnet", coordinates="centered")
     report = prepare_dataset(reader, tmp_path / "in", tmp_path / "store", strict=True, progress=False)
     store = Store(tmp_path / "store")
-    assert report.clips == len(content["annotations"]) and len(store.class_names) == 60
-    assert store.card["pipeline"] == "centered" and store.card["published"] == published
+    assert report.clips == len(content["annotations"]) and store.class_names == ["0", "1", "2", "3"]
+    assert store.card["pipeline"] == "centered" and "published" not in store.card
     for split in ("xsub", "xview"):
         parts = resolve(store, split)
         assert set(store.names[parts["train+val"]]) == set(content["split"][f"{split}_train"])
@@ -64,6 +64,26 @@ def test_a_store_with_the_file_s_splits(tmp_path):
     np.testing.assert_array_equal(batch.frames[..., :2], plain.frames[..., :2])
     assert not np.array_equal(plain.frames[..., 2], coco.frames[..., 2])
     assert source.exists()
+
+
+def test_ntu_s_own_rules(tmp_path):
+    notes = [annotation(f"S001C00{k % 3 + 1}P{k:03d}R001A{k + 1:03d}", k, seed=k) for k in range(1, 41)]
+    names = [note["frame_dir"] for note in notes]
+    train = [name for name in names if int(name[9:12]) in TRAIN_SUBJECTS_60]
+    split = {"xsub_train": train, "xsub_val": sorted(set(names) - set(train))}
+    bad = [annotation("clip", 3), annotation("S001C001P001R001A009", 3), annotation("S001C004P001R001A004", 3)]
+    reader = PysklReader("ntu60_hrnet", ntu=60)
+    source = write(tmp_path / "set.pkl", {"split": split, "annotations": [*notes, *bad]})
+    report = prepare_dataset(reader, source, tmp_path / "store", progress=False)
+    text = "\n".join(reason for _, _, reason in report.skipped)
+    assert report.clips == 40 and len(report.skipped) == 3 and not reader.notes
+    assert "not named by the scheme" in text and "label 3, its name says 8" in text and "camera 4 is not" in text
+    store = Store(tmp_path / "store")
+    assert store.card["published"]["clips"] == 56578 and store.class_names[59] == "walking apart from each other"
+    parts = resolve(store, "xsub")
+    assert set(store.columns["subject"][parts["val"]]) == set(SPLITS[60]["xsub"]["val"]["values"])
+    with pytest.raises(SkelactError, match="ntu=61"):
+        PysklReader("x", ntu=61)
 
 
 def test_numbered_and_plain_lists(tmp_path):
