@@ -12,7 +12,7 @@ from skelact.data.prepare import prepare_dataset
 from skelact.data.readers.base import Clip, DamagedClip
 from skelact.data.readers.ntu_protocols import SPLITS, TRAIN_SUBJECTS_60
 from skelact.data.readers.pyskl import PysklReader
-from skelact.data.readers.pyskl_splits import held_out
+from skelact.data.readers.pyskl_splits import held_out, origin
 from skelact.data.splits import resolve
 from skelact.data.store import Store
 from skelact.errors import SkelactError
@@ -109,6 +109,14 @@ def test_numbered_and_plain_lists(tmp_path):
         assert parts["test"] == set(test)
     module = SkeletonDataModule(tmp_path / "store", 1)  # `data.split=1` is a number
     assert len(module.clip_names("test")) == 10
+    for pair in (
+        ("v_Archery_g01_c02", "v_Archery_g01_c07"),
+        ("0LtLS9wROrk_E_002407_002435_A_0003_0005", "0LtLS9wROrk_E_002407_002435_A_0007_0009"),
+        ("April_09_brush_hair_u_nm_np1_ba_goo_0", "April_09_brush_hair_u_nm_np1_ba_goo_2"),
+        ("0KUhJUKsQb8_00012", "0KUhJUKsQb8_00345"),
+    ):
+        assert origin(pair[0]) == origin(pair[1]) != origin("another_" + pair[0])  # a video is not torn apart
+    assert origin("--07WQ2iBlw") == "--07WQ2iBlw"
     shares = [held_out(f"clip{k}") for k in range(5000)]
     assert 0.08 < np.mean(shares) < 0.12
 
