@@ -38,8 +38,6 @@ class SkeletonDataModule(pl.LightningDataModule):
         pipeline: way of choosing bodies expected of the store; None takes any.
         normalize: a module from clips to clips, the name of a mode of
             :class:`skelact.transforms.normalize.Normalize`, or None for the coordinates as stored.
-        scores: where joints are converted to another layout, confidences move along (`converted`) or keep their order
-            (`as_released`, see :func:`skelact.skeleton.convert`).
         residence: `disk` reads each batch from the memory map, `ram` holds all frames in memory, `device` on the
             training device (a batch is then a handful of integers), `auto` the fastest that fits.
         batch_size: training clips of a global batch, over all processes.
@@ -52,6 +50,8 @@ class SkeletonDataModule(pl.LightningDataModule):
         drop_last: leave out the last, smaller training batch of an epoch.
         validation: offer the validation part to the trainer.
         fit: part that is trained on, `train` or `train+val`.
+        scores: where joints are converted to another layout, confidences move along (`converted`) or keep their order
+            (`as_released`, see :func:`skelact.skeleton.convert`).
     """
 
     def __init__(
@@ -65,7 +65,6 @@ class SkeletonDataModule(pl.LightningDataModule):
         num_classes: int | None = None,
         pipeline: str | None = None,
         normalize: nn.Module | str | None = None,
-        scores: str = "converted",
         residence: str = "auto",
         batch_size: int = 64,
         eval_batch_size: int = 256,
@@ -77,6 +76,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         drop_last: bool = True,
         validation: bool = True,
         fit: str = "train",
+        scores: str = "converted",
     ) -> None:
         super().__init__()
         if residence not in RESIDENCES:
