@@ -41,9 +41,7 @@ def parse_table(text: bytes, width: int) -> np.ndarray:
     """
     buffer = np.frombuffer(text, np.uint8)
     starts, ends = _tokens(buffer)
-    breaks = np.flatnonzero(buffer == 10)
-    edges = np.concatenate([[0], np.searchsorted(starts, breaks), [len(starts)]])
-    counts = np.diff(edges)
+    counts = _per_line(buffer, starts)
     if len(text) == 0 or text.endswith(b"\n"):
         counts = counts[:-1]
     if (counts != width).any():
@@ -55,6 +53,12 @@ def parse_table(text: bytes, width: int) -> np.ndarray:
     if values is None:
         raise _blame(text)
     return values.reshape(-1, width)
+
+
+def words_per_line(text: bytes) -> np.ndarray:
+    """Number of whitespace-separated words in each line, `(lines,)`; text after the last line end is a line too."""
+    buffer = np.frombuffer(text, np.uint8)
+    return _per_line(buffer, _tokens(buffer)[0])
 
 
 def parse_numbers(text: bytes) -> np.ndarray | None:
@@ -71,6 +75,11 @@ def _tokens(buffer: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     np.greater(buffer, 32, out=inside[1:-1])
     edges = np.flatnonzero(inside[1:] != inside[:-1])
     return edges[::2], edges[1::2]
+
+
+def _per_line(buffer: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    breaks = np.flatnonzero(buffer == 10)
+    return np.diff(np.concatenate([[0], np.searchsorted(starts, breaks), [len(starts)]]))
 
 
 def _decimals(text: bytes, buffer: np.ndarray, starts: np.ndarray, ends: np.ndarray) -> np.ndarray | None:
@@ -108,5 +117,5 @@ def _blame(text: bytes) -> BadTable:
     for number, line in enumerate(text.split(b"\n")):
         for word in line.split():
             if _parse(word, np.float64, 1) is None:
-                return BadTable(number, f"{word[:20].decode('ascii', 'backslashreplace')!r} is not a number")
+                return BadTable(number, f"'{word[:20].decode('ascii', 'backslashreplace')}' is not a number")
     return BadTable(0, "holds bytes that are not text")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +16,24 @@ Key = TypeVar("Key")
 def numbers(match: re.Match[str]) -> tuple[int, ...]:
     """The numbers of a name: what tells two clips apart where `a1` and `a01` mean the same."""
     return tuple(int(group) for group in match.groups())
+
+
+def walk(source: Path, depth: int = 4) -> Iterator[tuple[Path, list[str]]]:
+    """A folder and those below it to a depth, each with the names of its files, sorted; hidden ones are passed over.
+
+    Links are followed, as data folders often are links, but no folder is visited twice.
+    """
+    seen: set[str] = set()
+    for place, inner, names in os.walk(source, followlinks=True):
+        folder = Path(place)
+        real = os.path.realpath(folder)
+        if real in seen or len(folder.relative_to(source).parts) >= depth:
+            inner.clear()
+        if real in seen:
+            continue
+        seen.add(real)
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        yield folder, sorted(name for name in names if not name.startswith("."))
 
 
 def named_files(

@@ -47,8 +47,8 @@ class PKUReader(Reader):
 
     Args:
         phase: 1 or 2.
-        pipeline: order of the two persons: `file_order` as listed; `energy`, the one that moves more first
-            (2s-AGCN, CMD).
+        pipeline: order of the two persons: `file_order` as listed, which is what AimCLR, CMD and MAMP keep on this
+            set; `energy`, the one that moves more first, as the skeleton conversions of 2s-AGCN's line do on NTU.
         bounds: `inclusive` takes frames start..end from 1; `half_open` start+1..end, as CMD and MAMP do.
         keep_empty: keep instances without a person in any frame, as AimCLR and CMD do; else they are skipped and
             counted.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from skelact.data.readers.names import walk
 from skelact.errors import SkelactError
 
 #: Names of the videos of each phase, and how they are put in words.
@@ -66,7 +65,7 @@ def find_places(source: Path, phase: int) -> Places:
     folders: dict[str, list[Path]] = {"skeleton": [], "label": []}
     lists: dict[str, list[Path]] = {split: [] for split in _LISTS}
     other = 0
-    for folder, names in _walk(source):
+    for folder, names in walk(source, _DEPTH):
         texts = [name[:-4] for name in names if name.lower().endswith(".txt")]
         for split, stem in _LISTS.items():
             lists[split] += [folder / f"{text}.txt" for text in texts if _plain(text).startswith(stem)]
@@ -91,16 +90,6 @@ def find_places(source: Path, phase: int) -> Places:
         tuple(sorted(folders["label"])),
         {split: found for split, found in read.items() if found is not None},
     )
-
-
-def _walk(source: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders to a depth, with the names of their files; links are followed, as data folders often are links."""
-    for folder, inner, names in os.walk(source, followlinks=True):
-        place = Path(folder)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        if len(place.relative_to(source).parts) >= _DEPTH:
-            inner.clear()
-        yield place, sorted(name for name in names if not name.startswith("."))
 
 
 def _kind(inside: Path) -> str:
