@@ -84,6 +84,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         self.seed, self.drop_last, self.validation, self.fit = seed, drop_last, validation, fit
         self._layout, self._normalize, self._wanted_residence = layout, normalize, residence
         self._expected = {"persons": persons, "channels": channels, "num_classes": num_classes, "pipeline": pipeline}
+        self._pipeline = pipeline
         self._few = (label_fraction, labels_per_class, label_draw)
         self._loader: ClipLoader | None = None
         self._resident: RaggedClips | None = None
@@ -98,7 +99,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         """
         if self._loader is not None:
             return
-        store = open_store(self.store_path, self.name)
+        store = open_store(self.store_path, self.name, pipeline=self._pipeline)
         self.name = self.name or store.name
         found = {
             "persons": store.card["persons"],

@@ -141,7 +141,7 @@ def complete_from_card(cfg: DictConfig) -> None:
         if "layout" in wanted:  # only a user's own data leave that open: without their store there is nothing to build
             from skelact.data.embedded import open_store
 
-            open_store(str(store), data.get("name"))
+            open_store(str(store), data.get("name"), pipeline=data.get("pipeline"))
         return
     from skelact.data.store import Store
 

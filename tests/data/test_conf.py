@@ -32,7 +32,8 @@ def test_keys_are_the_constructors_arguments(choice):
     node = _node(choice)
     parameters = set(inspect.signature(SkeletonDataModule.__init__).parameters) - {"self"}
     assert set(node) - {"_target_", "reader", "media"} == parameters
-    assert node.store == f"stores/{choice}" and node.seed == 7 and node.name == choice
+    folder = choice if node.pipeline is None else f"{choice}_{node.pipeline}"
+    assert node.store == f"stores/{folder}" and node.seed == 7 and node.name == choice
     with open_dict(node):
         reader = node.pop("reader")
         node.pop("media")
@@ -48,9 +49,15 @@ def test_sets_that_must_be_prepared_say_how(choice, tmp_path):
     node = _node(choice, f"paths.data={tmp_path}")
     with open_dict(node):
         node.pop("reader"), node.pop("media")
-    with pytest.raises(StoreError, match=f"skelact prepare data={choice} source="):
+    pipeline = f" data.pipeline={node.pipeline}" if node.pipeline else ""
+    with pytest.raises(StoreError, match=f"skelact prepare data={choice}{pipeline} source="):
         hydra.utils.instantiate(node, _convert_="all").setup()
     assert (node.layout, node.persons) == ("ntu25", 2)
+
+
+def test_the_pipeline_names_the_store_and_reaches_the_reader():
+    node = _node("ntu120", "data.pipeline=denoise")
+    assert node.store == "stores/ntu120_denoise" and node.reader.pipeline == "denoise"
 
 
 @pytest.mark.parametrize("choice", ["hdm05", "hdm05_views"])
