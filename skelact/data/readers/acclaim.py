@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from skelact.data.readers.base import DamagedClip
-from skelact.data.readers.decimals import parse_numbers, words_per_line
+from skelact.data.readers.tables import parse_words, words_per_line
 
 _ROOT_ORDER = ("tx", "ty", "tz", "rx", "ry", "rz")
 _FRAME = re.compile(rb"(?m)^[ \t]*\d+[ \t]*\r?$")
@@ -217,7 +217,7 @@ def _regular(body: bytes, needed: dict[str, int]) -> np.ndarray | None:
         return None
     if (counts.reshape(-1, size) != [1, *(1 + needed[name] for name in order)]).any():
         return None
-    values = parse_numbers(_NAME.sub(b"", body))
+    values = parse_words(_NAME.sub(b"", body))
     if values is None or len(values) != len(counts) // size * (1 + sum(needed.values())):
         return None
     table = values.reshape(-1, 1 + sum(needed.values()))
@@ -256,7 +256,7 @@ def _line_by_line(path: Path, body: bytes, first_line: int, needed: dict[str, in
             raise DamagedClip(path, where, f"{name[:20]!r} is no moving bone of the skeleton")
         if name in frames[-1]:
             raise DamagedClip(path, where, f"bone {name} is given twice in frame {number}")
-        values = parse_numbers(b" ".join(words[1:]))
+        values = parse_words(b" ".join(words[1:]))
         if values is None or len(values) != needed[name]:
             raise DamagedClip(path, where, f"bone {name} needs {needed[name]} numbers")
         frames[-1][name] = values

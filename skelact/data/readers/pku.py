@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from skelact.data.readers.base import Clip, DamagedClip, Item, Reader, refuse_non_finite
-from skelact.data.readers.decimals import BadTable, parse_table
 from skelact.data.readers.names import named_files
 from skelact.data.readers.pku_files import SCHEME, VIDEO, Places, Row, SplitList, find_places, read_labels
+from skelact.data.readers.tables import BadTable, parse_table
 from skelact.errors import SkelactError
 
 CAMERAS = {"L": 1, "M": 2, "R": 3}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from skelact.data.readers.decimals import BadTable, parse_numbers, parse_table, words_per_line
+from skelact.data.readers.tables import BadTable, parse_table, parse_words, words_per_line
 
 numbers = st.one_of(
     st.floats(-1e6, 1e6).map(lambda v: f"{v:.6f}"),
@@ -23,14 +23,14 @@ def test_the_same_values_as_float(rows, end):
     want = np.array([[float(word) for word in row] for row in rows])
     np.testing.assert_array_equal(parse_table(text, 3), want)
     np.testing.assert_array_equal(parse_table(text + end.encode(), 3), want)
-    np.testing.assert_array_equal(parse_numbers(text), want.ravel())
+    np.testing.assert_array_equal(parse_words(text), want.ravel())
     assert words_per_line(text).tolist() == [3] * len(rows)
 
 
 def test_six_decimals_are_exact_to_the_last_bit():
     values = np.random.default_rng(0).integers(-(10**8), 10**8, 30000)
     words = [f"{value / 1e6:.6f}" for value in values]
-    np.testing.assert_array_equal(parse_numbers(" ".join(words).encode()), [float(word) for word in words])
+    np.testing.assert_array_equal(parse_words(" ".join(words).encode()), [float(word) for word in words])
 
 
 @settings(max_examples=300, deadline=None)
