@@ -223,11 +223,11 @@ def _sorted_labels(labels: Sequence[str]) -> list[str]:
 def _read_numpy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """`frames` and `mask` of an archive, or the one array of a `.npy`; never unpickles."""
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            frames, mask = content, None
-        else:
-            with content:
+        with open(path, "rb") as stream:
+            content = np.load(stream, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                frames, mask = content, None
+            else:
                 if "frames" not in content.files:
                     raise DamagedClip(path, "", f"has no array 'frames' (it has {', '.join(content.files) or 'none'})")
                 frames = content["frames"]

@@ -15,7 +15,7 @@ numbers = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(numbers, min_size=3, max_size=3), min_size=1, max_size=6), st.sampled_from(["\n", "\r\n"]))
 @example([["-0.394752", "5.", ".5"], ["1", "-0", "+7.25"]], "\n")
 def test_the_same_values_as_float(rows, end):
