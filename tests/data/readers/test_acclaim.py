@@ -13,6 +13,7 @@ from skelact.data.prepare import prepare_dataset
 from skelact.data.readers.acclaim import read_amc, read_asf
 from skelact.data.readers.base import DamagedClip
 from skelact.data.readers.hdm05 import BONES, HDM05Reader
+from skelact.data.simulate import HDM05ViewsReader
 from skelact.data.store import Store
 from skelact.errors import SkelactError
 
@@ -208,6 +209,8 @@ def test_what_a_folder_of_originals_may_hold(original, tmp_path):
     assert report.clips == 2 and list(reader.notes) == ["1 motions of 1 other classes left out"]
     assert sorted(reason.split(" ")[0] for *_, reason in report.skipped) == ["100", "is", "is", "its", "there"]
     assert any("cut/HDM_bk.asf" in path and "ASF" in reason for path, _, reason in report.skipped)  # the nearest counts
+    views = prepare_dataset(HDM05ViewsReader(), original, tmp_path / "v", progress=False)
+    assert views.clips == 6 and len(views.skipped) == 4 + 3  # each camera of the motion whose skeleton is broken
     with pytest.raises(SkelactError, match=r"neither hdm05_11_joints\.npz nor motion texts"):
         HDM05Reader().scan(tmp_path / "s")
 
