@@ -44,7 +44,7 @@ def test_keys_are_the_constructors_arguments(choice):
     assert get_layout(node.layout).dims == 3
 
 
-@pytest.mark.parametrize("choice", ["ntu60", "ntu120", "pku2"])
+@pytest.mark.parametrize("choice", ["ntu60", "ntu120", "pku1", "pku2"])
 def test_sets_that_must_be_prepared_say_how(choice, tmp_path):
     node = _node(choice, f"paths.data={tmp_path}")
     with open_dict(node):

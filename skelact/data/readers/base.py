@@ -12,8 +12,6 @@ import numpy as np
 
 from skelact.errors import SkelactError
 
-_LARGEST = np.finfo(np.float32).max
-
 
 class DamagedClip(SkelactError):
     """One clip that cannot be used: file, place in it, reason. Preparation names it, skips it and counts it."""
@@ -143,7 +141,7 @@ def refuse_non_finite(frames: np.ndarray, item: Item, joints: Sequence[str] | st
         joints: names of the joints, or the name of a layout.
         offset: number of the first frame.
     """
-    bad = ~(np.abs(frames) <= _LARGEST).all(axis=-1)
+    bad = ~(np.abs(frames) <= np.finfo(np.float32).max).all(axis=-1)
     if bad.any():
         frame, person, joint = (int(k) for k in np.argwhere(bad)[0])
         if isinstance(joints, str):
