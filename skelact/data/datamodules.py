@@ -36,7 +36,8 @@ class SkeletonDataModule(pl.LightningDataModule):
         num_classes: classes expected of the store; None takes any.
         pipeline: way of choosing bodies expected of the store; None takes any.
         normalize: a module from clips to clips, the name of a mode of
-            :class:`skelact.transforms.normalize.Normalize`, or None for the coordinates as stored.
+            :class:`skelact.transforms.normalize.Normalize`, a mapping of its options (`mode`, `center`, `fill`), or
+            None for the coordinates as stored.
         residence: `disk` reads each batch from the memory map, `ram` holds all frames in memory, `device` on the
             training device (a batch is then a handful of integers), `auto` the fastest that fits.
         batch_size: training clips of a global batch, over all processes.
@@ -61,7 +62,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         channels: int | None = None,
         num_classes: int | None = None,
         pipeline: str | None = None,
-        normalize: nn.Module | str | None = None,
+        normalize: nn.Module | Mapping[str, Any] | str | None = None,
         residence: str = "auto",
         batch_size: int = 64,
         eval_batch_size: int = 256,
@@ -114,11 +115,14 @@ class SkeletonDataModule(pl.LightningDataModule):
                     f"set data.{key}={value} or choose another store"
                 )
         stored = get_layout(store.card["layout"])
+        layout: Layout | None = None
         try:
             layout = stored if self._layout is None else get_layout(self._layout)
             loader = ClipLoader(store, layout, self._make_normalizer(layout))
             loader.load(np.arange(1))  # one clip: conversion and normalisation exist and fit
         except SkelactError as error:
+            if layout == stored:  # nothing to convert
+                raise SkelactError(f"data.normalize does not suit the store {store.path}: {error}") from error
             wanted = getattr(self._layout, "name", self._layout)
             raise SkelactError(
                 f"data.layout={wanted} does not suit the store {store.path} of layout {stored.name!r}: {error} "
@@ -253,9 +257,9 @@ class SkeletonDataModule(pl.LightningDataModule):
     def _make_normalizer(self, layout: Layout) -> Normalizer | None:
         if self._normalize is None or isinstance(self._normalize, nn.Module):
             return self._normalize
-        from skelact.transforms.normalize import Normalize
+        from skelact.transforms.normalize import make_normalizer
 
-        return Normalize(self._normalize, layout)
+        return make_normalizer(self._normalize, layout)
 
     def _labelled(self, store: Store, rows: np.ndarray) -> np.ndarray:
         return label_subset(store.names[rows], store.label[rows], *self._few)

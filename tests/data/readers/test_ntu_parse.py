@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from skelact.benchmarks.line_by_line_ntu import read_line_by_line
 from skelact.data.readers.base import DamagedClip
+from skelact.data.readers.ntu_bodies import PIPELINES
 from skelact.data.readers.ntu_parse import parse_at_once, parse_by_line, parse_skeleton
 from tests.data.readers.ntu_files import FILES, FIRST_ID, GOLDEN, NAMES, content, person, walk, write
 
@@ -211,6 +212,9 @@ def test_mutated_files_are_read_whole_or_refused(name):
         total = int(bodies.nbody.sum())
         assert bodies.joints.shape == (total, 25, 12) and bodies.ids.shape == (total,)
         assert np.isfinite(bodies.xyz).all() and bodies.xyz.shape[:2] == (len(bodies.nbody), bodies.nbody.max())
+        for way in PIPELINES.values() if total else ():
+            clip = way(bodies).gather(bodies.joints[..., :3])
+            assert clip.shape[1:] == (2, 25, 3) and np.isfinite(clip).all()
     assert min(counts.values()) >= 5  # both ways were tried
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skelact.data.readers.numbers import parse_numbers
@@ -16,6 +16,7 @@ _written = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(_written, min_size=1, max_size=12), min_size=1, max_size=8))
 def test_every_number_is_what_float_says(lines):
     text = "".join(" ".join(line) + "\n" for line in lines).encode()
@@ -30,6 +31,7 @@ def test_every_number_is_what_float_says(lines):
     assert got.whole.tolist() == [word.isdigit() for line in lines for word in line]
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="0123456789.-+eE \n\r\tx/,", max_size=30))
 def test_what_is_taken_is_right_and_the_rest_is_left_to_others(text):
     got = parse_numbers(text.encode() + b"\n")
