@@ -37,17 +37,23 @@ def segment_centres(total: int, keep: int | None) -> np.ndarray:
     return (2 * np.arange(keep) + 1) * total // (2 * keep)
 
 
-def walk(
+def find_clips(
     root: Path, clip: re.Pattern[str], files: bool = False, closed: re.Pattern[str] | None = None
 ) -> Iterator[tuple[re.Match[str], Path]]:
     """Folders (and, with `files`, files) below a root whose name fits, sorted; never looks into one that does.
 
     A dataset unpacked has millions of frames: only folders above the clips are listed, and none whose name is
-    `closed` (clips of another modality).
+    `closed` (clips of another modality). Links are followed, as data folders often are links, but none twice.
     """
-    for folder, folders, names in os.walk(root):
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
         deeper = []
-        for name in sorted(folders):
+        for name in sorted(name for name in folders if not name.startswith(".")):
             match = clip.fullmatch(name)
             if match:
                 yield match, Path(folder, name)

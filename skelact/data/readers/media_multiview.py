@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from skelact.data.readers.base import Item
-from skelact.data.readers.frames import walk
+from skelact.data.readers.frames import find_clips
 from skelact.data.readers.media import MediaReader
 from skelact.data.readers.nw_ucla import CLASSES, original_folders
 from skelact.errors import SkelactError
@@ -80,12 +80,15 @@ class UWA3DMedia(MediaReader):
 
     def find(self, root: Path) -> list[Item]:
         """Clip folders under a path that names the modality; all of them when `folder` is set."""
-        clip = re.compile(r"a(\d\d)_s(\d\d)_v(\d\d)_e(\d\d)")
+        clip = re.compile(r"a(\d\d)_s(\d\d)_v(\d\d)_e(\d\d)|a\d+_s\d+.*")  # or what means to be one
         items = []
-        for match, path in walk(root, clip):
+        for match, path in find_clips(root, clip):
             below = path.parent.relative_to(root)
             where = root.name if below == Path() else str(below)
             if self.place is None and self.modality not in where.lower():
+                continue
+            if match.group(1) is None:
+                items.append(Item(path.name, path, damage=("", "its name does not follow the scheme aAA_sSS_vVV_eEE")))
                 continue
             action, subject, camera, repetition = (int(number) for number in match.groups())
             columns = {"action": action, "subject": subject, "camera": camera, "repetition": repetition}

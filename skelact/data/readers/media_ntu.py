@@ -17,7 +17,7 @@ import numpy as np
 
 from skelact.data.readers import ntu_protocols as protocols
 from skelact.data.readers.base import Item
-from skelact.data.readers.frames import walk
+from skelact.data.readers.frames import find_clips
 from skelact.data.readers.media import MediaReader
 from skelact.errors import SkelactError
 
@@ -63,7 +63,7 @@ class NTUMedia(MediaReader):
         """
         ending = "" if self.modality == "depth" else f"_{self.modality}"
         clip = re.compile(rf"{_NAME}{ending}(?:\.(?:avi|mp4|mkv|mov|webm))?", re.IGNORECASE)
-        found = list(walk(root, clip, files=self.modality != "depth", closed=re.compile(_NAME)))
+        found = list(find_clips(root, clip, files=self.modality != "depth", closed=re.compile(_NAME)))
         if self.modality == "depth":
             mentioned = {path: "masked" in str(path.relative_to(root)).lower() for _, path in found}
             if any(mentioned.values()) and not all(mentioned.values()):  # both kinds lie under this folder

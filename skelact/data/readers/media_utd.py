@@ -18,14 +18,15 @@ import numpy as np
 from skelact.data.readers.base import DamagedClip, Item
 from skelact.data.readers.frames import load_matlab, segment_centres
 from skelact.data.readers.media import MediaReader
+from skelact.data.readers.names import named_files, numbers
 from skelact.data.readers.utd_mhad import CLASSES
 from skelact.errors import SkelactError
 
 _LICENCE = "described as freely available by its authors; no formal licence; cite, do not redistribute"
 _FILES = {
-    "inertial": ("Inertial", r"inertial\.mat"),
-    "depth": ("Depth", r"depth\.mat"),
-    "rgb": ("RGB", r"color\.(?:avi|mp4|mkv)"),
+    "inertial": ("Inertial", ".mat", "inertial"),
+    "depth": ("Depth", ".mat", "depth"),
+    "rgb": ("RGB", ".avi", "color"),
 }
 #: Depth of all clips in one file: `depth` (N, T, H, W) and `action`, `subject`, `trial`, (N,) each.
 PACKED = "depth16_60x80.npz"
@@ -55,19 +56,21 @@ class UTDMedia(MediaReader):
 
     def find(self, root: Path) -> list[Item]:
         """Files by action, subject and trial."""
-        below, ending = _FILES[self.modality]
+        below, suffix, kind = _FILES[self.modality]
         folder = root / below if (root / below).is_dir() else root
-        name = re.compile(rf"a(\d+)_s(\d+)_t(\d+)_{ending}")
-        found = []
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if match := name.fullmatch(path.name):
-                found.append((tuple(int(number) for number in match.groups()), 0, path))
+        files: dict[tuple[int, ...], Path] = {}
+        damaged: list[Item] = []
+        if folder.is_dir():
+            name = re.compile(rf"a(\d{{1,4}})_s(\d{{1,4}})_t(\d{{1,4}})_{kind}")
+            others = re.compile(rf"a\d+_s\d+_t\d+_(?!{kind}$)(?:skeleton|inertial|depth|color)")
+            files, damaged = named_files(folder, suffix, name, f"aA_sS_tT_{kind}{suffix}", numbers, others)
+        places = [(key, 0, path) for key, path in files.items()]
         packed = root if root.is_file() else root / PACKED
-        if not found and self.modality == "depth" and packed.is_file():
+        if not files and self.modality == "depth" and packed.is_file():
             _, keys = _open_packed(packed, packed.stat().st_mtime_ns)
-            found = [(key, row, packed) for row, key in enumerate(keys)]
+            places = [(key, row, packed) for row, key in enumerate(keys)]
             self.in_process = True  # one file with all clips, loaded once
-        return [
+        items = [
             Item(
                 name=f"a{action}_s{subject}_t{trial}",
                 path=path,
@@ -75,8 +78,9 @@ class UTDMedia(MediaReader):
                 columns={"action": action, "subject": subject, "repetition": trial},
                 key=row,
             )
-            for (action, subject, trial), row, path in sorted(found)
+            for (action, subject, trial), row, path in sorted(places)
         ]
+        return items + damaged
 
     def load(self, item: Item) -> Iterator[np.ndarray]:
         """Rows of the sensor, or kept frames."""

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from skelact.data.readers.base import Clip, DamagedClip, Item, Reader, refuse_non_finite
-from skelact.data.readers.frames import numbered_files, walk
+from skelact.data.readers.frames import find_clips, numbered_files
 from skelact.data.readers.names import named_files, numbers
 
 _NAME = re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)_v(\d\d)")
-_FOLDER = re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)")
+_FOLDER = re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)|a\d+_s\d+.*")  # or what means to be one
 _FRAME = re.compile(r"frame_(\d+)_tc_[\d.]+_skeletons\.txt")
 #: The set's action numbers in the order of their labels; 7 and 10 do not exist.
 ACTIONS = (1, 2, 3, 4, 5, 6, 8, 9, 11, 12)
@@ -111,8 +111,11 @@ class NWUCLAReader(Reader):
 def original_folders(root: Path) -> list[Item]:
     """One item for each folder `view_V/aAA_sSS_eEE` below a folder, named `aAA_sSS_eEE_vVV`, by name."""
     items = []
-    for match, path in walk(root, _FOLDER):
+    for match, path in find_clips(root, _FOLDER):
         if view := re.fullmatch(r"view_(\d+)", path.parent.name):
+            if match.group(1) is None:
+                items.append(Item(path.name, path, damage=("", "its name does not follow the scheme aAA_sSS_eEE")))
+                continue
             action, subject, repetition = (int(number) for number in match.groups())
             camera = int(view.group(1))
             columns = {"action": action, "subject": subject, "repetition": repetition, "camera": camera}

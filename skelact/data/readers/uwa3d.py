@@ -16,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from skelact.data.readers.base import Clip, DamagedClip, Item, Reader, refuse_non_finite
-from skelact.data.readers.frames import load_matlab, walk
+from skelact.data.readers.frames import find_clips, load_matlab
 from skelact.errors import SkelactError
 
 _NAME = re.compile(
-    r"a(\d\d)_s(\d\d)_(?:v(?P<v1>\d\d)_e(?P<e1>\d\d)|e(?P<e2>\d\d)_v(?P<v2>\d\d))\.(?:mat|txt|csv)", re.IGNORECASE
+    r"(?:a(\d\d)_s(\d\d)_(?:v(?P<v1>\d\d)_e(?P<e1>\d\d)|e(?P<e2>\d\d)_v(?P<v2>\d\d))|a\d+_s\d+.*)"
+    r"\.(?:mat|txt|csv)",
+    re.IGNORECASE,
 )
 _FRAMES = re.compile(r"a\d\d_s\d\d_v\d\d_e\d\d")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
@@ -62,7 +64,10 @@ class UWA3DReader(Reader):
         """One item for each file whose name follows the scheme, named `aAA_sSS_vVV_eEE`, by name."""
         items: list[Item] = []
         seen: dict[str, Path] = {}
-        for match, path in walk(self.locate(source), _NAME, files=True, closed=_FRAMES):
+        for match, path in find_clips(self.locate(source), _NAME, files=True, closed=_FRAMES):
+            if match.group(1) is None:
+                items.append(Item(path.name, path, damage=("", "its name does not follow the scheme aAA_sSS_eEE_vVV")))
+                continue
             action, subject = int(match.group(1)), int(match.group(2))
             camera = int(match.group("v1") or match.group("v2"))
             repetition = int(match.group("e1") or match.group("e2"))

@@ -190,6 +190,35 @@ def test_utd_damage(tmp_path):
     assert MediaStore(tmp_path / "d").length.tolist() == [1, 16, 16, 16, 16]
 
 
+def test_names_outside_the_schemes(tmp_path):
+    write_ucla_folders(tmp_path / "ucla")
+    write_folder(tmp_path / "ucla" / "view_1" / "a1_s1_e0", ["1.png"])
+    write_uwa(tmp_path / "uwa")
+    write_folder(tmp_path / "uwa" / "UWA3DII_RGB" / "UWA3D-RGB" / "a01_s01_e00_v01", ["1.jpg"])
+    write_utd_media(tmp_path / "utd")
+    for name in ("a1_s1_inertial.mat", "a01_s1_t1_inertial.mat"):
+        (tmp_path / "utd" / "Inertial" / name).write_bytes(b"")
+    for reader, folder, bad in (
+        (NWUCLAMedia("rgb"), "ucla", 1), (NWUCLAReader(), "ucla", 1), (UWA3DMedia("rgb"), "uwa", 1),
+        (UTDMedia("inertial"), "utd", 2),
+    ):  # fmt: skip
+        reasons = [item.damage[1] for item in reader.scan(tmp_path / folder) if item.damage is not None]
+        assert len(reasons) == bad and "does not follow the scheme a" in "".join(reasons)
+    assert [item.name for item in UTDMedia("inertial").scan(tmp_path / "utd" / "Inertial") if item.damage is None] == [
+        "a1_s1_t1", "a2_s1_t1", "a27_s8_t4",
+    ]  # fmt: skip
+
+
+def test_folders_behind_links(tmp_path):
+    write_ntu(tmp_path / "disk", count=2)
+    (tmp_path / "raw").mkdir()
+    for number in (1, 2):
+        (tmp_path / "raw" / f"link{number}").symlink_to(tmp_path / "disk", target_is_directory=True)
+    (tmp_path / "disk" / "loop").symlink_to(tmp_path / "disk", target_is_directory=True)
+    items = NTUMedia("depth").scan(tmp_path / "raw")
+    assert len(items) == 2 and all(item.damage is None for item in items)
+
+
 def test_utd_packed_depth(tmp_path):
     frames = np.stack([[depth(n) for n in range(16)]] * 2)
     frames[1] += 100
