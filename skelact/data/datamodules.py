@@ -18,6 +18,7 @@ from skelact.data.loading import ClipLoader, DealtBatches, DiskBatches, Normaliz
 from skelact.data.splits import SplitRule, label_subset, part_rows, resolve
 from skelact.data.store import Store
 from skelact.errors import SkelactError
+from skelact.skeleton.convert import SCORES
 from skelact.skeleton.layouts import Layout, get_layout
 
 RESIDENCES = ("auto", "disk", "ram", "device")
@@ -50,6 +51,8 @@ class SkeletonDataModule(pl.LightningDataModule):
         drop_last: leave out the last, smaller training batch of an epoch.
         validation: offer the validation part to the trainer.
         fit: part that is trained on, `train` or `train+val`.
+        scores: where joints are converted to another layout, confidences move along (`converted`) or keep their order
+            (`as_released`, see :func:`skelact.skeleton.convert`).
     """
 
     def __init__(
@@ -74,15 +77,19 @@ class SkeletonDataModule(pl.LightningDataModule):
         drop_last: bool = True,
         validation: bool = True,
         fit: str = "train",
+        scores: str = "converted",
     ) -> None:
         super().__init__()
         if residence not in RESIDENCES:
             raise SkelactError(f"data.residence={residence!r} is not one of {', '.join(RESIDENCES)}")
+        if scores not in SCORES:
+            raise SkelactError(f"data.scores={scores!r} is not one of {', '.join(SCORES)}")
         if fit not in ("train", "train+val"):
             raise SkelactError(f"data.fit={fit!r} is not one of train, train+val")
-        self.store_path, self.split, self.name = str(store), split, name
+        self.store_path, self.split, self.name = str(store), str(split), name  # `data.split=1` is a number
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.seed, self.drop_last, self.validation, self.fit = seed, drop_last, validation, fit
+        self.scores = scores
         self._layout, self._normalize, self._wanted_residence = layout, normalize, residence
         self._expected = {"persons": persons, "channels": channels, "num_classes": num_classes, "pipeline": pipeline}
         self._pipeline = pipeline
@@ -118,7 +125,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         layout: Layout | None = None
         try:
             layout = stored if self._layout is None else get_layout(self._layout)
-            loader = ClipLoader(store, layout, self._make_normalizer(layout))
+            loader = ClipLoader(store, layout, self._make_normalizer(layout), self.scores)
             loader.load(np.arange(1))  # one clip: conversion and normalisation exist and fit
         except SkelactError as error:
             if layout == stored:  # nothing to convert
