@@ -73,7 +73,7 @@ def test_pose_files_are_prepared_and_read_by_their_choice(choice, tmp_path):
     assert module.card["source"] and module.card["licence"] and module.card["citation"]
 
 
-@pytest.mark.parametrize("choice", ["ntu60", "ntu120", "pku2"])
+@pytest.mark.parametrize("choice", ["ntu60", "ntu120", "pku1", "pku2"])
 def test_sets_that_must_be_prepared_say_how(choice, tmp_path):
     node = _node(choice, f"paths.data={tmp_path}")
     with open_dict(node):
