@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +13,15 @@ from torch.utils.data import DataLoader
 
 from skelact.clips import RaggedClips
 from skelact.data.embedded import open_store
-from skelact.data.loading import ClipLoader, DealtBatches, DiskBatches, Normalizer, RowBatches
+from skelact.data.loading import (
+    ClipLoader,
+    DealtBatches,
+    DiskBatches,
+    Normalizer,
+    RowBatches,
+    available_memory,
+    given_channels,
+)
 from skelact.data.splits import SplitRule, label_subset, part_rows, resolve
 from skelact.data.store import Store
 from skelact.errors import SkelactError
@@ -33,7 +40,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         name: name of the dataset; None takes the card's.
         layout: joint layout that comes out; None keeps the store's, another one is converted to.
         persons: person slots expected of the store; None takes any.
-        channels: channels expected of the store; None takes any.
+        channels: channels expected of the batches (coordinates, and a score where there is one); None takes any.
         num_classes: classes expected of the store; None takes any.
         pipeline: way of choosing bodies expected of the store; None takes any.
         normalize: a module from clips to clips, the name of a mode of
@@ -111,7 +118,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         self.name = self.name or store.name
         found = {
             "persons": store.card["persons"],
-            "channels": len(store.card["channels"]),
+            "channels": len(given_channels(store.card)),
             "num_classes": len(store.class_names),
             "pipeline": store.card.get("pipeline"),
         }
@@ -160,7 +167,7 @@ class SkeletonDataModule(pl.LightningDataModule):
     @property
     def num_channels(self) -> int:
         """Channels of the batches, C."""
-        return len(self.store.card["channels"])
+        return len(self._ready.channels)
 
     @property
     def class_names(self) -> list[str]:
@@ -292,11 +299,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         size = self._ready.nbytes()
         if device.type == "cuda" and size < 0.4 * torch.cuda.mem_get_info(device)[0]:
             return "device"
-        try:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, ValueError, OSError):
-            free = 8 << 30
-        return "ram" if size < 0.4 * free else "disk"
+        return "ram" if size < 0.4 * available_memory() else "disk"
 
     def _deliver(self, rows: torch.Tensor, device: torch.device | str | None) -> RaggedClips:
         """Clips of `rows` on `device`: the one place where rows become clips."""

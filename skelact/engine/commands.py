@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,25 @@ def prepare(cfg: DictConfig) -> int:
     if OmegaConf.is_missing(cfg.data, "layout"):
         raise SkelactError("prepare: say which joints the clips have: layout=NAME or layout=FILE.yaml")
     reader = build({**_plain(node), **(_plain(cfg.options) or {})}, "data.reader")
-    report = prepare_dataset(
-        reader,
-        cfg.source,
-        Path(str(cfg.target)).expanduser(),
-        workers=int(cfg.workers),
-        dtype=str(cfg.dtype),
-    )
+    target = Path(str(cfg.target)).expanduser()
+    try:
+        report = prepare_dataset(reader, cfg.source, target, workers=_workers(cfg.workers), dtype=str(cfg.dtype))
+    except KeyboardInterrupt:
+        print("\nskelact: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
     print(report)
     if cfg.strict and report.skipped:
         raise SkelactError(f"strict: {len(report.skipped)} of {len(report.skipped) + report.clips} clips are damaged")
     return 0
+
+
+def _workers(given: Any) -> int:
+    if str(given) == "auto":
+        return 0
+    try:
+        return max(0, int(given))
+    except (TypeError, ValueError):
+        raise SkelactError(f"workers={given} is neither auto nor a number of processes") from None
 
 
 def info(cfg: DictConfig) -> int:
@@ -128,8 +137,17 @@ def _about_checkpoint(path: str) -> list[tuple[str, Any]]:
     ]
 
 
+_MEASURES = {
+    "prepare": "skelact.benchmarks.prepare.measure",
+    "simulate": "skelact.benchmarks.simulated_ntu.write",
+    "data": "skelact.benchmarks.data.benchmark_views",
+    "linear": "skelact.benchmarks.linear.measure",
+    "retrieval": "skelact.benchmarks.retrieval.measure",
+}
+
+
 def benchmark(cfg: DictConfig) -> int:
-    """Measure data, probes or training on this machine."""
+    """Measure preparation, data, probes or training on this machine; or make up the files to do so with."""
     from rich.console import Console
 
     kind = str(cfg.kind)
@@ -137,13 +155,16 @@ def benchmark(cfg: DictConfig) -> int:
         from skelact.benchmarks.training import measure
 
         numbers = measure(_resolved(cfg))
-    elif kind in ("data", "linear", "retrieval"):
-        module = importlib.import_module(f"skelact.benchmarks.{kind}")
-        function = getattr(module, "measure", None) or module.benchmark_views
-        wanted = {"seconds": float(cfg.seconds), "threads": int(cfg.threads), "seed": int(cfg.seed)}
-        numbers = function(**{k: v for k, v in wanted.items() if k in inspect.signature(function).parameters})
+    elif kind in _MEASURES:
+        module, _, name = _MEASURES[kind].rpartition(".")
+        function = getattr(importlib.import_module(module), name)
+        asked: dict[str, Any] = {key: cfg[key] for key in ("seconds", "threads", "seed", "clips", "target", "archive")}
+        if kind == "simulate" and cfg.target is None:
+            raise SkelactError("benchmark simulate: say where the made-up files shall go: target=FOLDER")
+        known = inspect.signature(function).parameters
+        numbers = function(**{key: value for key, value in asked.items() if key in known and value is not None})
     else:
-        raise SkelactError(f"benchmark kind={kind} is none of data, linear, retrieval, method")
+        raise SkelactError(f"benchmark kind={kind} is none of {', '.join(_MEASURES)}, method")
     console = Console(highlight=False, soft_wrap=True)
     for key, value in numbers.items():
         text = f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1e4 else value

@@ -144,13 +144,14 @@ def complete_from_card(cfg: DictConfig) -> None:
 
             open_store(str(store), data.get("name"), pipeline=data.get("pipeline"))
         return
+    from skelact.data.loading import given_channels
     from skelact.data.store import Store
 
     card = Store(Path(str(store)).expanduser()).card
     facts = {
         "layout": card["layout"],
         "persons": card["persons"],
-        "channels": len(card["channels"]),
+        "channels": len(given_channels(card)),
         "num_classes": len(card["class_names"]),
     }
     for key in wanted:

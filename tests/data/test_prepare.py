@@ -29,7 +29,7 @@ def test_report_counts_and_progress_bar(tmp_path, capsys):
     report = prepare_dataset(NWUCLAReader(), tmp_path / "raw", tmp_path / "s")
     assert report.clips == 12 and report.skipped == [] and report.kept == 0
     assert report.fingerprint == Store(tmp_path / "s").fingerprint and report.frames == Store(tmp_path / "s").shape[0]
-    assert "12 clips" in str(report) and "preparing nw_ucla" in capsys.readouterr().out
+    assert "12 clips" in str(report) and "prepared nw_ucla" in capsys.readouterr().out
 
 
 def test_killed_and_started_again_gives_the_same_store(tmp_path):

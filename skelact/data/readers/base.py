@@ -76,11 +76,13 @@ class Reader(ABC):
     Attributes:
         name: name of the dataset.
         masked: whether its clips carry masks.
+        in_process: whether it must read in the preparing process (one file with all clips, loaded once).
         notes: what :meth:`scan` noticed besides damage (clips left out by an official list, ...), for the report.
     """
 
     name: str = ""
     masked: bool = False
+    in_process: bool = False
     notes: Sequence[str] = ()
 
     def locate(self, source: str | Path | None) -> Path:
