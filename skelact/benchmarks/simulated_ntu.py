@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,10 @@ _MUTUAL = 50
 _ACTORS = {True: ("bd", "bk", "dg"), False: ("mm", "tr")}
 _LINE = " ".join(["%.7g"] * 11 + ["%d"]) + "\r\n"
 _BLOCK = "25\r\n" + _LINE * 25
+NOTE = (
+    "Made up by `skelact benchmark simulate`: names and counts are those of NTU RGB+D 60, nothing else is. The motions are\n"
+    "variations of HDM05 (CC BY-SA 3.0, Mueller et al. 2007). Results on these files say nothing about NTU RGB+D.\n"
+)
 _BYTES = 300_000  # of a file, roughly, to see beforehand whether there is room
 
 
@@ -132,6 +136,12 @@ def write(
             folder.mkdir()
         else:
             out = stack.enter_context(zipfile.ZipFile(target, "x", zipfile.ZIP_STORED))
+        put = (
+            (folder / "READ_ME.txt").write_text
+            if folder is not None
+            else partial(out.writestr, f"{FOLDER}/READ_ME.txt")
+        )
+        put(NOTE)
         for made in _spread(_make, [(some, folder) for some in groups.values()], workers or cores()):
             for name, content in made:
                 total += content if isinstance(content, int) else len(content)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from skelact.data.npyfile import HEADER, GrowingNpy
+from skelact.data.npyfile import HEADER, GrowingNpy, NpyRows
 from skelact.data.store import CARD, CLIPS, FORMAT, FRAMES, MASK, file_entry, fingerprint, note_verified
 from skelact.errors import SkelactError
 
@@ -253,16 +253,14 @@ class StoreWriter:
 
     def _statistics(self) -> dict[str, Any]:
         """What `card["statistics"]` holds, in the store's unit: see :func:`statistics`."""
-        frames = np.load(self.partial / FRAMES, mmap_mode="r", allow_pickle=False)
-        mask = np.load(self.partial / MASK, mmap_mode="r", allow_pickle=False) if self.masked else None
-        return statistics(frames, mask)
+        return statistics(NpyRows(self.partial / FRAMES), NpyRows(self.partial / MASK) if self.masked else None)
 
 
-def statistics(frames: np.ndarray, mask: np.ndarray | None) -> dict[str, Any]:
+def statistics(frames: np.ndarray | NpyRows, mask: np.ndarray | NpyRows | None) -> dict[str, Any]:
     """Mean and deviation of each channel over observed joints, and how much is absent.
 
     Args:
-        frames: `(F, M, V, C)`.
+        frames: `(F, M, V, C)`; read in slices.
         mask: `(F, M, V)` bool, or None.
 
     Returns:
