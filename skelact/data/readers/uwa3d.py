@@ -163,7 +163,9 @@ def _hdf5() -> Any:
     try:
         import h5py
     except ImportError:
-        raise SkelactError("uwa3d: the skeletons are MATLAB 7.3 files, which need h5py: pip install 'skelact[hdf5]' or pip install h5py") from None
+        raise SkelactError(
+            "uwa3d: the skeletons are MATLAB 7.3 files, which need h5py: pip install 'skelact[hdf5]'"
+        ) from None
     return h5py
 
 

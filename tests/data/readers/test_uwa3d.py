@@ -91,7 +91,7 @@ def test_matlab_73(tmp_path):
 def test_matlab_73_without_h5py(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     (tmp_path / "a03_s02_e01_v04.mat").write_bytes(bytes(512) + b"\x89HDF\r\n\x1a\n" + bytes(100))
-    with pytest.raises(SkelactError, match="pip install h5py"):
+    with pytest.raises(SkelactError, match=r"pip install .skelact.hdf5"):
         UWA3DReader().scan(tmp_path)
 
 
