@@ -39,7 +39,10 @@ class ClipLoader:
     one; others (pixels, tracking states) stay in the store.
     """
 
-    def __init__(self, store: Store, layout: Layout, normalize: Normalizer | None = None) -> None:
+    def __init__(
+        self, store: Store, layout: Layout, normalize: Normalizer | None = None, scores: str = "converted"
+    ) -> None:
+        self.scores = scores
         self.store, self.layout, self.normalize = store, layout, normalize
         self.source = get_layout(store.card["layout"])
         self.channels = given_channels(store.card)
@@ -54,7 +57,7 @@ class ClipLoader:
         if not torch.isfinite(clips.frames.sum()) and not torch.isfinite(clips.frames).all():
             raise StoreError(self.store.path, "has coordinates that are not finite numbers; run skelact info on it")
         if self.layout != self.source:
-            frames, mask = convert(clips.frames, self.source, self.layout, clips.mask, self.score)
+            frames, mask = convert(clips.frames, self.source, self.layout, clips.mask, self.score, self.scores)
             clips = RaggedClips(frames, clips.start, clips.length, clips.label, clips.index, mask)
         return clips if self.normalize is None else self.normalize(clips)
 

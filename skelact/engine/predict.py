@@ -142,15 +142,16 @@ def _converter(source: Any, target: Any, node: dict[str, Any]) -> Any:
     """From clips in one layout to normalised clips in another."""
     from skelact.skeleton.convert import convert
     from skelact.skeleton.layouts import get_layout
-    from skelact.transforms.normalize import Normalize
+    from skelact.transforms.normalize import make_normalizer
 
     own, wanted = get_layout(source), get_layout(target)
     mode = node.get("normalize")
-    normalize = Normalize(mode, wanted) if isinstance(mode, str) else None
-    if isinstance(mode, dict):
+    if isinstance(mode, dict) and "_target_" in mode:
         from skelact.engine.build import build
 
         normalize = build(mode, "data.normalize")
+    else:
+        normalize = make_normalizer(mode, wanted)
 
     def apply(clips: RaggedClips) -> RaggedClips:
         if own != wanted:

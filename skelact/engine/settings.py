@@ -87,8 +87,9 @@ def inherit(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
     keys = keys_of(overrides)
     for key in keys:
-        head = key.partition(".")[0].partition("@")[0]
-        if head in ("method", "backbone", "augment", "frames", "preset"):
+        group, _, package = key.partition("@")  # sampling@method.sampler is a choice for the method
+        head = (package or group).partition(".")[0]
+        if head in INHERITED:
             raise ConfigError(
                 f"{key}=... cannot be combined with checkpoint={cfg.checkpoint}: the checkpoint decides its {head}; "
                 f"leave one of them out"

@@ -130,7 +130,8 @@ def test_attributes_without_an_explicit_setup(store):
         ({"channels": 2}, "data.channels=3"),
         ({"layout": "coco17"}, "data.layout=coco17 does not suit .*kinect20.*set data.layout=kinect20"),
         ({"layout": "ntu52"}, "unknown layout 'ntu52'"),
-        ({"normalize": "centre"}, "centre"),
+        ({"normalize": "centre"}, "data.normalize does not suit .*unknown normalisation 'centre'"),
+        ({"normalize": {"mode": "center", "fil": "copy"}}, "data.normalize takes mode, center, fill, chunk, no fil"),
         ({"split": "xview"}, "no split 'xview'.*xsub"),
         ({"residence": "cloud"}, "data.residence='cloud'"),
         ({"fit": "test"}, "data.fit='test'"),
@@ -140,6 +141,11 @@ def test_attributes_without_an_explicit_setup(store):
 def test_configuration_that_does_not_fit_the_store(store, options, reason):
     with pytest.raises(SkelactError, match=reason):
         SkeletonDataModule(**{"store": str(store.path), "split": "xsub", **options}).setup()
+
+
+def test_normalisation_with_options(store):
+    module = SkeletonDataModule(str(store.path), "xsub", normalize={"mode": "body", "center": "shoulder_center"})
+    assert (next(module.batches("test")).frames[:, :, module.layout.index("shoulder_center")] == 0).all()
 
 
 def test_a_missing_store_names_the_command(tmp_path):

@@ -98,6 +98,17 @@ class Reader(ABC):
             raise SkelactError(f"{self.name}: source {path} does not exist")
         return path
 
+    def folder(self, source: str | Path | None, usual: str) -> Path:
+        """The source folder, or the one called `usual` in it where there is one.
+
+        Raises:
+            SkelactError: no source given, or it is not a folder.
+        """
+        path = self.locate(source)
+        if not path.is_dir():
+            raise SkelactError(f"{self.name}: source {path} is not a folder")
+        return path / usual if (path / usual).is_dir() else path
+
     @abstractmethod
     def scan(self, source: str | Path | None) -> list[Item]:
         """All clips of the source in a fixed order, without reading them."""
@@ -123,15 +134,16 @@ class Reader(ABC):
         """What the dataset is: the card entries that :class:`skelact.data.writer.StoreWriter` wants."""
 
 
-def refuse_non_finite(frames: np.ndarray, item: Item, joints: Sequence[str] | str) -> None:
-    """Raise :class:`DamagedClip` naming frame and joint of the first coordinate `(T, M, V, C)` that is not finite.
+def refuse_non_finite(frames: np.ndarray, item: Item, joints: Sequence[str] | str, offset: int = 0) -> None:
+    """Raise :class:`DamagedClip` naming frame and joint of the first coordinate `(T, M, V, C)` not finite in float32.
 
     Args:
         frames: coordinates.
         item: the clip.
         joints: names of the joints, or the name of a layout.
+        offset: number of the first frame.
     """
-    bad = ~np.isfinite(frames).all(axis=-1)
+    bad = ~(np.abs(frames) <= np.finfo(np.float32).max).all(axis=-1)
     if bad.any():
         frame, person, joint = (int(k) for k in np.argwhere(bad)[0])
         if isinstance(joints, str):
@@ -140,7 +152,9 @@ def refuse_non_finite(frames: np.ndarray, item: Item, joints: Sequence[str] | st
             joints = get_layout(joints).joints
         person_text = f" of person {person}" if frames.shape[1] > 1 else ""
         raise DamagedClip(
-            item.path, f"frame {frame}, joint {joints[joint]}{person_text}", "a coordinate is not a finite number"
+            item.path,
+            f"frame {frame + offset}, joint {joints[joint]}{person_text}",
+            "a coordinate is not a finite number",
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from skelact.data.readers.base import Clip, DamagedClip, Item, Reader, refuse_non_finite
+from skelact.data.readers.names import named_files, numbers
 
 _NAME = re.compile(r"a(\d\d)_s(\d\d)_e(\d\d)_v(\d\d)")
 #: The set's action numbers in the order of their labels; 7 and 10 do not exist.
@@ -41,19 +42,15 @@ class NWUCLAReader(Reader):
     name = "nw_ucla"
 
     def scan(self, source: str | Path | None) -> list[Item]:
-        """One item for each JSON file whose name follows the scheme, by name."""
-        folder = self.locate(source)
-        folder = folder / "all_sqe" if (folder / "all_sqe").is_dir() else folder
+        """One item for each JSON file, by name; a name outside the scheme is damage."""
+        folder = self.folder(source, "all_sqe")
+        files, damaged = named_files(folder, ".json", _NAME, "aAA_sSS_eEE_vVV.json", numbers)
         items = []
-        for path in sorted(folder.glob("*.json")):
-            match = _NAME.fullmatch(path.stem)
-            if match is None:
-                continue
-            action, subject, repetition, camera = (int(number) for number in match.groups())
+        for (action, subject, repetition, camera), path in files.items():
             columns = {"action": action, "subject": subject, "repetition": repetition, "camera": camera}
             label = ACTIONS.index(action) if action in ACTIONS else -1
             items.append(Item(path.stem, path, label, columns))
-        return items
+        return items + damaged
 
     def read(self, item: Item) -> Clip:
         """Frames `(T, 1, 20, 3)` float32, metres, camera frame (x right, y up, z away)."""
@@ -65,6 +62,8 @@ class NWUCLAReader(Reader):
             raise DamagedClip(item.path, f"line {error.lineno} column {error.colno}", error.msg) from None
         except UnicodeDecodeError as error:
             raise DamagedClip(item.path, f"byte {error.start}", "is not text") from None
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in brackets
+            raise DamagedClip(item.path, "", f"is not a clip's JSON ({error})") from None
         if not isinstance(content, dict) or not {"file_name", "label", "skeletons"} <= set(content):
             raise DamagedClip(item.path, "", "lacks file_name, label or skeletons")
         if content["file_name"] != item.name or content["label"] != item.label + 1:
@@ -102,12 +101,12 @@ def _frames(skeletons: Any, item: Item) -> np.ndarray:
         frames = np.array(skeletons, np.float64)
         if frames.shape[1:] != (20, 3):
             raise ValueError
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         for number, frame in enumerate(skeletons):
             try:
                 if np.array(frame, np.float64).shape == (20, 3):
                     continue
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, OverflowError):
                 pass
             raise DamagedClip(item.path, f"frame {number}", "is not 20 joints of 3 numbers") from None
         raise DamagedClip(item.path, "skeletons", "is not frames x 20 joints x 3 numbers") from None
