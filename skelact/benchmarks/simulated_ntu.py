@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
-from functools import cache, partial
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,9 @@ _ACTORS = {True: ("bd", "bk", "dg"), False: ("mm", "tr")}
 _LINE = " ".join(["%.7g"] * 11 + ["%d"]) + "\r\n"
 _BLOCK = "25\r\n" + _LINE * 25
 NOTE = (
-    "Made up by `skelact benchmark simulate`: names and counts are those of NTU RGB+D 60, nothing else is. The motions are\n"
-    "variations of HDM05 (CC BY-SA 3.0, Mueller et al. 2007). Results on these files say nothing about NTU RGB+D.\n"
+    "Made up by `skelact benchmark simulate`: names and counts are those of NTU RGB+D 60, nothing else is.\n"
+    "The motions are variations of HDM05 (CC BY-SA 3.0, Mueller et al. 2007).\n"
+    "Results on these files say nothing about NTU RGB+D.\n"
 )
 _BYTES = 300_000  # of a file, roughly, to see beforehand whether there is room
 
@@ -134,14 +135,10 @@ def write(
         folder = None if archive else target / FOLDER
         if folder is not None:
             folder.mkdir()
+            (folder / "READ_ME.txt").write_text(NOTE, encoding="utf-8")
         else:
             out = stack.enter_context(zipfile.ZipFile(target, "x", zipfile.ZIP_STORED))
-        put = (
-            (folder / "READ_ME.txt").write_text
-            if folder is not None
-            else partial(out.writestr, f"{FOLDER}/READ_ME.txt")
-        )
-        put(NOTE)
+            out.writestr(zipfile.ZipInfo(f"{FOLDER}/READ_ME.txt"), NOTE)
         for made in _spread(_make, [(some, folder) for some in groups.values()], workers or cores()):
             for name, content in made:
                 total += content if isinstance(content, int) else len(content)
