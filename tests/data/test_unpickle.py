@@ -105,7 +105,6 @@ def touch(path):
         (np.ma.masked_array([1]), "asks for 'numpy.ma"),
         (np.ndarray, "bare global name"),
     ],
-    ids=str,
 )
 def test_everything_else_is_refused_by_name_and_nothing_runs(protocol, value, named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
