@@ -47,6 +47,9 @@ def test_readers_fit_their_constructors(choice):
     if OmegaConf.is_missing(cfg.data, "layout"):
         cfg.data.layout = "ntu25"
     check_binding(OmegaConf.to_container(cfg.data.get("reader") or OmegaConf.create(), resolve=True))
+    for name, node in OmegaConf.to_container(cfg.data.media, resolve=True).items():
+        if name != "store":
+            assert build(node, f"data.media.{name}").modality == name
 
 
 def check_binding(tree):

@@ -27,8 +27,8 @@ from rich.text import Text
 from skelact.data.dealing import Outcomes, read_all, worker_count
 from skelact.data.published import Count, compare
 from skelact.data.readers.base import DamagedClip, Item, Reader
-from skelact.data.store import CARD, Store
-from skelact.data.writer import StoreWriter
+from skelact.data.store import CARD
+from skelact.data.writer import refuse_foreign
 from skelact.errors import SkelactError
 
 #: Damaged clips that the report names; all of them stand in the store's card.
@@ -153,6 +153,7 @@ def prepare_dataset(
         SkelactError: the source cannot be read at all, no clip was usable, or `strict` and some were damaged.
     """
     target = Path(target)
+    refuse_foreign(target)
     with locked(target):
         if only_if_missing and (target / CARD).is_file():
             return Report(target)
@@ -174,7 +175,7 @@ def _prepare(
     stamps = [_stamp(item) for item in items]
     report = Report(target, notes=tuple(reader.notes))
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(StoreWriter(target, reader.card(items), dtype, reader.masked))
+        writer = stack.enter_context(reader.make_writer(target, reader.card(items), dtype))
         bar = stack.enter_context(_bar(progress))
         task = bar.add_task(f"preparing {reader.name}", total=len(items))
         kept = {entry["name"]: entry["stamp"] for entry in writer.done}
@@ -221,7 +222,7 @@ def _prepare(
         bar.update(task, description=f"preparing {reader.name}: hashing")
         writer.finish({"skipped": [[os.path.basename(p), where, reason] for p, where, reason in report.skipped]})
         bar.update(task, description=f"prepared {reader.name}")
-    store = Store(target)
+    store = reader.open_store(target)
     report.clips, report.frames, report.fingerprint = len(store), store.shape[0], store.fingerprint
     report.published = compare(store.card, store.columns)
     report.source = str((store.card.get("published") or {}).get("source", ""))

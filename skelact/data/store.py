@@ -56,6 +56,8 @@ class StoreError(SkelactError):
 def fingerprint(card: dict[str, Any]) -> str:
     """32 hex digits over the files' hashes and every card entry that can change a result."""
     facts = {key: card.get(key) for key in _IDENTITY}
+    if "media" in card:  # stores of frames and signals: what they hold instead of joints
+        facts["media"] = card["media"]
     facts["files"] = {name: entry["sha256"] for name, entry in card["files"].items()}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -92,6 +94,9 @@ class Store:
     Raises:
         StoreError: a file is missing, cut short, changed, or the clips table points outside the frames.
     """
+
+    _files: tuple[str, ...] = (FRAMES, CLIPS, MASK)  # that such a store may have; the first two it must
+    _keys: tuple[str, ...] = _IDENTITY  # that its card must have
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -280,11 +285,11 @@ class Store:
         if not isinstance(card, dict) or card.get("format") != FORMAT:
             found = card.get("format") if isinstance(card, dict) else None
             raise StoreError(path, f"format {found!r} is not {FORMAT}, the one this version reads; prepare it again")
-        keys = (*_IDENTITY, "name", "files", "fingerprint", "counts")
+        keys = (*self._keys, "name", "files", "fingerprint", "counts")
         if missing := [key for key in keys if key not in card]:
             raise StoreError(path, f"lacks {', '.join(missing)}")
         files = card["files"]
-        good = isinstance(files, dict) and {FRAMES, CLIPS} <= set(files) <= {FRAMES, CLIPS, MASK}
+        good = isinstance(files, dict) and {FRAMES, CLIPS} <= set(files) <= set(self._files)
         if not good or any(not {"bytes", "sha256", "sample"} <= set(entry) for entry in files.values()):
             raise StoreError(path, "its list of files is not one of a store")
         if fingerprint(card) != card["fingerprint"]:

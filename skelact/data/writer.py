@@ -21,6 +21,12 @@ _JOURNAL = "journal.jsonl"
 _RESERVED = ("name", "start", "length", "label")
 
 
+def refuse_foreign(target: Path) -> None:
+    """Raise where the target is something else than a store: it would be replaced, and its content lost."""
+    if target.exists() and not (target / CARD).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise SkelactError(f"{target} is there already and is no store; it is not replaced: choose another target")
+
+
 class StoreWriter:
     """Write clips one after another; `with` finishes the store, or on an error leaves what is done for later.
 
@@ -35,11 +41,13 @@ class StoreWriter:
         masked: whether clips carry masks.
 
     Raises:
-        SkelactError: a clip of the wrong shape or with coordinates that are not finite, a name given twice.
+        SkelactError: the target is there and no store, a clip of the wrong shape or with coordinates that are not
+            finite, a name given twice.
     """
 
     def __init__(self, target: str | Path, card: dict[str, Any], dtype: str = "float32", masked: bool = False) -> None:
         self.target = Path(target)
+        refuse_foreign(self.target)
         self.partial = self.target.with_name(self.target.name + ".partial")
         self.card: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **card}))
         if np.dtype(dtype).name not in ("float32", "float16"):
@@ -145,11 +153,11 @@ class StoreWriter:
             self._mask.finish()
         self._journal.close()
         self._write_table()
-        names = [FRAMES, CLIPS] + ([MASK] if self.masked else [])
+        names = self._files()
         card = {**self.card, **(extra or {})}
         card["counts"] = {
             "clips": len(self.done),
-            "frames": self._frames.rows,
+            "frames": self._rows(len(self.done)),
             "per_class": np.bincount(
                 [e["label"] for e in self.done if e["label"] >= 0], minlength=len(card["class_names"])
             ).tolist(),
@@ -176,6 +184,9 @@ class StoreWriter:
         if self._mask is not None:
             self._mask.close()
         self._journal.close()
+
+    def _files(self) -> list[str]:
+        return [FRAMES, CLIPS] + ([MASK] if self.masked else [])
 
     def _rows(self, count: int) -> int:
         return sum(entry["length"] for entry in self.done[:count])

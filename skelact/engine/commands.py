@@ -25,12 +25,39 @@ def _plain(node: Any) -> Any:
 
 
 def prepare(cfg: DictConfig) -> int:
-    """Read original files into a store."""
-    from skelact.data.prepare import prepare_dataset
-
+    """Read original files into a store; other modalities into stores beside it."""
     OmegaConf.set_struct(cfg, False)
     if cfg.layout is not None:
         cfg.data.layout = cfg.layout
+    wanted, optional = _modalities(cfg)
+    try:
+        if "skeleton" in wanted:
+            _prepare_skeleton(cfg)
+        if media := [name for name in wanted if name != "skeleton"]:
+            from skelact.engine.modalities import prepare_media
+
+            prepare_media(cfg, media, optional, _workers(cfg.workers))
+    except KeyboardInterrupt:
+        print("\nskelact: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _modalities(cfg: DictConfig) -> tuple[list[str], bool]:
+    """What to prepare, and whether a modality that the source lacks may be left out (`all`)."""
+    asked = _plain(cfg.modalities) or ["skeleton"]
+    asked = [asked] if isinstance(asked, str) else [str(name) for name in asked]
+    have = ["skeleton", *(name for name in cfg.data.get("media") or {} if name != "store")]
+    if asked == ["all"]:
+        return have, True
+    if unknown := [name for name in asked if name not in have]:
+        raise SkelactError(f"data={cfg.data.name} has no modality {', '.join(unknown)}; modalities=[{','.join(have)}]")
+    return [name for name in have if name in asked], False
+
+
+def _prepare_skeleton(cfg: DictConfig) -> None:
+    from skelact.data.prepare import prepare_dataset
+
     node = cfg.data.get("reader")
     name = str(cfg.data.name)
     if node is None:
@@ -41,15 +68,10 @@ def prepare(cfg: DictConfig) -> int:
         raise SkelactError("prepare: say which joints the clips have: layout=NAME or layout=FILE.yaml")
     reader = build({**_plain(node), **(_plain(cfg.options) or {})}, "data.reader")
     target = Path(str(cfg.target)).expanduser()
-    try:
-        report = prepare_dataset(reader, cfg.source, target, workers=_workers(cfg.workers), dtype=str(cfg.dtype))
-    except KeyboardInterrupt:
-        print("\nskelact: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+    report = prepare_dataset(reader, cfg.source, target, workers=_workers(cfg.workers), dtype=str(cfg.dtype))
     print(report)
     if cfg.strict and report.skipped:
         raise SkelactError(f"strict: {len(report.skipped)} of {len(report.skipped) + report.clips} clips are damaged")
-    return 0
 
 
 def _workers(given: Any) -> int:
@@ -81,7 +103,7 @@ def _about_installation(cfg: DictConfig) -> list[tuple[str, Any]]:
     import torch
 
     from skelact import __version__
-    from skelact.data.store import Store
+    from skelact.data.modalities import open_any
     from skelact.skeleton.layouts import list_layouts
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -97,7 +119,7 @@ def _about_installation(cfg: DictConfig) -> list[tuple[str, Any]]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if (path / "card.json").is_file():
             try:
-                store = Store(path)
+                store = open_any(path)
                 lines.append((f"  {path.name}", f"{len(store)} clips, fingerprint {store.fingerprint}"))
             except SkelactError as error:
                 lines.append((f"  {path.name}", f"damaged: {error}"))
@@ -115,7 +137,9 @@ def _describe_store(cfg: DictConfig) -> Any:
     datamodule.setup()
     if cfg.verify:
         datamodule.store.verify()
-    return describe(datamodule.store)
+    from skelact.engine.modalities import describe_media
+
+    return describe_media(cfg, describe(datamodule.store))
 
 
 def _about_checkpoint(path: str) -> list[tuple[str, Any]]:
@@ -143,6 +167,7 @@ _MEASURES = {
     "data": "skelact.benchmarks.data.benchmark_views",
     "linear": "skelact.benchmarks.linear.measure",
     "retrieval": "skelact.benchmarks.retrieval.measure",
+    "media": "skelact.benchmarks.media.measure",
 }
 
 

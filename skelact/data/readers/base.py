@@ -6,11 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from skelact.errors import SkelactError
+
+if TYPE_CHECKING:
+    from skelact.data.store import Store
+    from skelact.data.writer import StoreWriter
 
 
 class DamagedClip(SkelactError):
@@ -132,6 +136,18 @@ class Reader(ABC):
     @abstractmethod
     def card(self, items: Sequence[Item]) -> dict[str, Any]:
         """What the dataset is: the card entries that :class:`skelact.data.writer.StoreWriter` wants."""
+
+    def make_writer(self, target: Path, card: dict[str, Any], dtype: str) -> StoreWriter:
+        """What writes this reader's clips."""
+        from skelact.data.writer import StoreWriter  # brings torch, which reader processes do without
+
+        return StoreWriter(target, card, dtype, self.masked)
+
+    def open_store(self, target: Path) -> Store:
+        """The store that was written, checked."""
+        from skelact.data.store import Store
+
+        return Store(target)
 
 
 def refuse_non_finite(frames: np.ndarray, item: Item, joints: Sequence[str] | str, offset: int = 0) -> None:
