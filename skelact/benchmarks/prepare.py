@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import shutil
 import statistics
-import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,26 +80,48 @@ def _parsing(files: list[Path], seconds: float) -> dict[str, float]:
 
 def _preparing(folder: Path) -> dict[str, float]:
     out = {}
+    peaks = [0.0]
     for workers in sorted({1, min(2, cores()), cores()}):
         target = folder / f"prepared{workers}"
         before = sum(os.times()[:4])
-        report = prepare_dataset(NTUReader(), folder / "raw", target, workers=workers, progress=False)
+        with _watched(peaks):
+            report = prepare_dataset(NTUReader(), folder / "raw", target, workers=workers, progress=False)
         words = "1 process" if workers == 1 else f"{workers} reader processes"
         out[f"prepare, {words} [clips/s]"] = report.clips / report.seconds
         out[f"prepare, {words} [processor ms/clip]"] = 1e3 * (sum(os.times()[:4]) - before) / report.clips
         shutil.rmtree(target)
-    return out | _peaks()
+    if own := _peak_memory(os.getpid()):
+        out["peak memory, preparing process, with torch [MB]"] = own
+    if peaks[0]:
+        out["peak memory, a reader process [MB]"] = peaks[0]
+    return out
 
 
-def _peaks() -> dict[str, float]:
-    """Most memory that this process, and any of its children, ever had."""
+@contextlib.contextmanager
+def _watched(peaks: list[float]) -> Iterator[None]:
+    """Keep in `peaks[0]` the most memory that a child of this process ever had."""
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.05):
+            peaks[0] = max([peaks[0], *(_peak_memory(child.pid or 0) for child in multiprocessing.active_children())])
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
     try:
-        import resource
-    except ImportError:  # Windows
-        return {}
-    unit = 1e6 if sys.platform == "darwin" else 1e3
-    who = {"preparing process": resource.RUSAGE_SELF, "a reader process": resource.RUSAGE_CHILDREN}
-    return {f"peak memory, {word} [MB]": resource.getrusage(of).ru_maxrss / unit for word, of in who.items()}
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _peak_memory(process: int) -> float:
+    """Megabytes, by the kernel; getrusage would count for a child what its parent had. 0 where it cannot be told."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3
+    except (OSError, ValueError, StopIteration):
+        return 0.0
 
 
 def _store(path: Path, clips: int) -> dict[str, float]:
