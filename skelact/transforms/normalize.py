@@ -201,13 +201,13 @@ class Normalize(nn.Module):
         # axis by axis: runs of M x V numbers instead of three, which is several times faster
         axes = points.unbind(-1)
         # a joint whose coordinates cancel out counts as absent in the reference code; kept
-        absent = sum(axes[1:], axes[0]) == 0 if seen is None else ~seen
-        moved = [
+        absent = _total(axes) == 0 if seen is None else ~seen
+        shifted: list[Tensor] = [
             (axis - at[:, None, None]).masked_fill_(absent, 0) for axis, at in zip(axes, center.unbind(-1), strict=True)
         ]
         if self.mode == "center":
-            return torch.stack(moved, -1)
-        return rotated(moved, self._facing(moved, seen, owner, base).float()[owner])
+            return torch.stack(shifted, -1)
+        return rotated(shifted, self._facing(shifted, seen, owner, base).float()[owner])
 
     def _facing(self, moved: list[Tensor], seen: Tensor | None, owner: Tensor, base: Tensor) -> Tensor:
         """The rotation `(N, 3, 3)` of each clip, whose coordinates are `moved`, one `(G, M, V)` for each axis."""
@@ -261,6 +261,14 @@ def joint_index(layout: Layout, joint: str | int | None) -> int:
     if not 0 <= joint < layout.num_joints:
         raise SkelactError(f"layout {layout.name!r} has no joint {joint}; it has 0 to {layout.num_joints - 1}")
     return int(joint)
+
+
+def _total(axes: tuple[Tensor, ...]) -> Tensor:
+    """The sum of coordinates, in order."""
+    total = axes[0]
+    for axis in axes[1:]:
+        total = total + axis
+    return total
 
 
 def _hips_joint(layout: Layout) -> int:
