@@ -13,18 +13,24 @@ from contextlib import contextmanager
 from typing import Any
 
 COMMANDS = ("prepare", "info", "benchmark", "plot", "predict", "results")
+#: After Ctrl-C.
+_CONTINUE = {
+    "run": "; a training run continues with: skelact resume=RUN_DIR",
+    "prepare": "; the same command goes on where this one stopped",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code (0 done, 1 failed, 2 the request cannot be carried out, 130 interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    command = _command(arguments)
     show = os.environ.get("SKELACT_TRACEBACK", "") not in ("", "0") or any(a.startswith("debug=") for a in arguments)
     try:
         return _dispatch(arguments)
     except SystemExit as exit_:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except KeyboardInterrupt:
-        print("\nskelact: interrupted; a training run continues with: skelact resume=RUN_DIR", file=sys.stderr)
+        print(f"\nskelact: interrupted{_CONTINUE.get(command, '')}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `skelact ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -32,12 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         from skelact.engine.messages import explain
 
-        message = explain(error, arguments)
+        message = explain(error, arguments, "config" if command == "run" else command)
         if message is None or show:
             raise
         text, code = message
         print(f"skelact: {text}", file=sys.stderr)
         return code
+
+
+def _command(arguments: Sequence[str]) -> str:
+    return arguments[0] if arguments and arguments[0] in COMMANDS else "run"
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -50,7 +60,8 @@ def _dispatch(arguments: list[str]) -> int:
         from skelact.engine.report import results
 
         return results(arguments[1:])
-    command = arguments.pop(0) if arguments and arguments[0] in COMMANDS else "run"
+    command = _command(arguments)
+    arguments = arguments if command == "run" else arguments[1:]
     if command == "benchmark" and arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
         arguments[0] = f"kind={arguments[0]}"
     if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] and arguments[0][:1].isalpha():

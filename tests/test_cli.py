@@ -33,6 +33,12 @@ def test_version(capsys):
         (["preset=wrong"], ["preset=wrong", "corrected"]),
         (["resume=nowhere"], ["nowhere", "not a run directory"]),
         (["seed=[1"], ["seed"]),
+        (["prepare", "data=ntu60", "sorce=here"], ["sorce", "did you mean source"]),
+        (["prepare", "data=ntu60", "source=.", "workers=-3"], ["workers=-3", "auto"]),
+        (["prepare", "data=ntu60", "source=."], ["no clips found in .", "SsssCcccPpppRrrrAaaa.skeleton"]),
+        (["prepare", "data=ntu60", "source=.", "data.pipeline=foo"], ["tracks, file_order", "foo"]),
+        (["prepare", "data=utd_mhad", "source=.", "modalities=[rbg]"], ["rbg", "rgb"]),
+        (["info", "data=custom", "data.name=mine"], ["prepare data=custom data.name=mine layout=", "source=FOLDER"]),
     ],
 )
 def test_mistakes_get_one_line_and_no_traceback(arguments, words, capsys, tmp_path, monkeypatch):

@@ -124,9 +124,10 @@ class SkeletonDataModule(pl.LightningDataModule):
         }
         for key, value in found.items():
             if self._expected[key] not in (None, value):
+                shown = "null" if value is None else value
                 raise SkelactError(
-                    f"data.{key}={self._expected[key]}, but the store {store.path} has {value}: "
-                    f"set data.{key}={value} or choose another store"
+                    f"data.{key}={self._expected[key]}, but the store {store.path} has {shown}: "
+                    f"set data.{key}={shown} or choose another store"
                 )
         stored = get_layout(store.card["layout"])
         layout: Layout | None = None

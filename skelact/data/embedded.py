@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 
 from skelact.data.prepare import prepare_dataset
@@ -31,7 +32,13 @@ def open_store(path: str | Path, name: str | None = None, progress: bool = False
     if not (path / CARD).is_file() and name in EMBEDDED:
         prepare_dataset(EMBEDDED[name](), None, path, progress=progress, only_if_missing=True)
     if not path.exists():
-        choice = "" if pipeline is None else f" data.pipeline={pipeline}"
-        command = f"skelact prepare data={name or path.name}{choice} source=FOLDER"
+        command = f"skelact prepare {_choice(name or path.name, pipeline)} source=FOLDER"
         raise StoreError(path, f"there is no store yet; make it from the original files with: {command}")
     return Store(path)
+
+
+def _choice(name: str, pipeline: str | None) -> str:
+    """The overrides that choose a dataset: a name that no config has is somebody's own data."""
+    if name == "custom" or not (files("skelact.conf") / "data" / f"{name}.yaml").is_file():
+        return f"data=custom{'' if name == 'custom' else f' data.name={name}'} layout=NAME_OR_FILE"
+    return f"data={name}" + ("" if pipeline is None else f" data.pipeline={pipeline}")

@@ -90,6 +90,14 @@ def summarise(skipped: Sequence[tuple[str, str, str]]) -> list[str]:
     return [*lines, f"{len(skipped)} damaged, skipped"]
 
 
+def _all(skipped: Sequence[tuple[str, str, str]]) -> str:
+    """Why nothing is left, in one line: the first clip by name, then how often each reason was met."""
+    path, where, reason = skipped[0]
+    counts = Counter(re.sub(r"\d+", "N", reason) for _, _, reason in skipped).most_common(3)
+    told = f"{path}{f', {where}' if where else ''}: {reason}"
+    return told if len(skipped) == 1 else f"{told}; in all {', '.join(f'{count} x {why}' for why, count in counts)}"
+
+
 def _clock(seconds: float) -> str:
     whole = round(seconds)
     return f"{seconds:.1f} s" if seconds < 60 else f"{whole // 60} min {whole % 60} s"
@@ -171,7 +179,7 @@ def _prepare(
     begin = time.perf_counter()
     items = reader.scan(source)
     if not items:
-        raise SkelactError(f"{reader.name}: no clips found in {source}")
+        raise SkelactError(f"{reader.name}: no clips found in {source}{reader.expects and f': {reader.expects}'}")
     stamps = [_stamp(item) for item in items]
     report = Report(target, notes=tuple(reader.notes))
     with contextlib.ExitStack() as stack:
@@ -216,9 +224,7 @@ def _prepare(
         if position < len(writer.done):
             writer.truncate(position)
         if not position:
-            raise SkelactError(
-                f"{reader.name}: none of {len(items)} clips could be used\n" + "\n".join(summarise(report.skipped))
-            )
+            raise SkelactError(f"{reader.name}: none of {len(items)} clips could be used: {_all(report.skipped)}")
         bar.update(task, description=f"preparing {reader.name}: hashing")
         writer.finish({"skipped": [[os.path.basename(p), where, reason] for p, where, reason in report.skipped]})
         bar.update(task, description=f"prepared {reader.name}")

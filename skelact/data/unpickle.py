@@ -112,7 +112,8 @@ class _Machine:
         self.fail("ends before the data do")
 
     def fail(self, reason: str) -> NoReturn:
-        raise UnpickleError(self.path, f"byte {self.op}", reason)
+        doubt = "" if self.data[:1] == b"\x80" else " (is this a pickle file?)"  # as all but the oldest begin
+        raise UnpickleError(self.path, f"byte {self.op}", reason + doubt)
 
     def refuse(self) -> None:
         code = self.data[self.op]

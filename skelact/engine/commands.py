@@ -6,7 +6,6 @@ import importlib
 import inspect
 import json
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +29,12 @@ def prepare(cfg: DictConfig) -> int:
     if cfg.layout is not None:
         cfg.data.layout = cfg.layout
     wanted, optional = _modalities(cfg)
-    try:
-        if "skeleton" in wanted:
-            _prepare_skeleton(cfg)
-        if media := [name for name in wanted if name != "skeleton"]:
-            from skelact.engine.modalities import prepare_media
+    if "skeleton" in wanted:
+        _prepare_skeleton(cfg)
+    if media := [name for name in wanted if name != "skeleton"]:
+        from skelact.engine.modalities import prepare_media
 
-            prepare_media(cfg, media, optional, _workers(cfg.workers))
-    except KeyboardInterrupt:
-        print("\nskelact: interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+        prepare_media(cfg, media, optional, _workers(cfg.workers))
     return 0
 
 
@@ -77,10 +72,9 @@ def _prepare_skeleton(cfg: DictConfig) -> None:
 def _workers(given: Any) -> int:
     if str(given) == "auto":
         return 0
-    try:
-        return max(0, int(given))
-    except (TypeError, ValueError):
-        raise SkelactError(f"workers={given} is neither auto nor a number of processes") from None
+    if not str(given).isdecimal():
+        raise SkelactError(f"workers={given} is neither auto nor a number of processes")
+    return int(given)
 
 
 def info(cfg: DictConfig) -> int:

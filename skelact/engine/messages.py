@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from skelact.errors import SkelactError
 
 
-def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, int] | None:
+def explain(error: BaseException, arguments: Sequence[str] = (), config: str = "config") -> tuple[str, int] | None:
     """The line to print and the exit code; None for errors that are not the user's to mend.
 
     Args:
         error: what was raised.
         arguments: the command line.
+        config: the config that the command composes, where a key may be looked for that was meant.
     """
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -25,7 +26,7 @@ def explain(error: BaseException, arguments: Sequence[str] = ()) -> tuple[str, i
             return _one_line(str(link)), 2
     for link in chain:
         if isinstance(link, HydraException):
-            return _hydra_line(link), 2
+            return _hydra_line(link, config), 2
     for link in chain:
         if isinstance(link, OmegaConfBaseException):
             return _one_line(str(link).splitlines()[0]), 2
@@ -51,7 +52,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def _hydra_line(error: BaseException) -> str:
+def _hydra_line(error: BaseException, config: str) -> str:
     """Hydra's messages, with the nearest thing that does exist."""
     text = str(error)
     if found := re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text):
@@ -63,7 +64,7 @@ def _hydra_line(error: BaseException) -> str:
         key = found.group(1)
         if places := re.search(r"Did you mean to override (?:one of )?(\S.*)\?", text):
             return f"{key}: there is no such place for a choice; there is {places.group(1)}"
-        near = _nearest(key, known_keys())
+        near = _nearest(key, known_keys(config))
         return f"{key}: there is no such key{near} (skelact --cfg job lists them all; +{key}=... adds it)"
     if found := re.search(r"In '([^']+)': Could not find '([^']+)'", text):
         return f"config {found.group(1)}: could not find {found.group(2)}"
@@ -78,8 +79,8 @@ def _nearest(word: str, options: Sequence[str]) -> str:
     return f", did you mean {close[0]}?" if close else ""
 
 
-def known_keys() -> list[str]:
-    """Every key of the default config, for suggestions."""
+def known_keys(config: str = "config") -> list[str]:
+    """Every key of a command's default config, for suggestions."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import DictConfig, OmegaConf
@@ -93,7 +94,7 @@ def known_keys() -> list[str]:
     try:
         GlobalHydra.instance().clear()
         with initialize_config_module("skelact.conf", version_base="1.3"):
-            cfg = compose("config")
+            cfg = compose(config)
         assert isinstance(cfg, DictConfig)
         return walk(OmegaConf.to_container(cfg, resolve=False), "")
     except Exception:  # a suggestion is a courtesy: failing to make one must not hide the real error

@@ -15,6 +15,7 @@ from skelact.errors import SkelactError
 from skelact.skeleton.layouts import get_layout
 from skelact.skeleton.streams import derive
 from skelact.transforms.draws import Draws
+from skelact.transforms.spatial import limit_dims
 
 
 class Method(pl.LightningModule):
@@ -67,6 +68,8 @@ class Method(pl.LightningModule):
         self.layout = get_layout(layout)
         self.streams = tuple(streams)
         self.sampler, self.augment = sampler, augment
+        if augment is not None:
+            limit_dims(augment, self.layout)
         made = getattr(augment, "views", self.num_views)
         if augment is not None and made is None:
             augment.views = self.num_views  # type: ignore[assignment]

@@ -28,7 +28,23 @@ __all__ = [
     "Shear",
     "Transform",
     "apply_matrix",
+    "limit_dims",
 ]
+
+
+def limit_dims(module: nn.Module, layout: Layout) -> None:
+    """Keep the augmentations inside `module` to the coordinates of a layout: a third channel of 2D poses is a score.
+
+    Raises:
+        SkelactError: one of them exists in 3D only.
+    """
+    for part in module.modules():
+        if isinstance(part, RandomRotation) and layout.dims < 3:
+            raise SkelactError(
+                f"RandomRotation turns 3D coordinates, layout {layout.name!r} has {layout.dims}: take another augment="
+            )
+        if isinstance(part, (_Linear, JointNoise)):
+            part.dims = min(part.dims, layout.dims)
 
 
 class _Linear(Transform):

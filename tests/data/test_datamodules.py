@@ -151,6 +151,15 @@ def test_normalisation_with_options(store):
 def test_a_missing_store_names_the_command(tmp_path):
     with pytest.raises(StoreError, match=r"no store yet.*skelact prepare data=nw_ucla source=FOLDER"):
         SkeletonDataModule(str(tmp_path / "nw_ucla"), "xview", name="nw_ucla").setup()
+    with pytest.raises(StoreError, match=r"prepare data=ntu60 data.pipeline=energy source=FOLDER"):
+        SkeletonDataModule(str(tmp_path / "ntu60_energy"), "xsub", name="ntu60", pipeline="energy").setup()
+    with pytest.raises(StoreError, match=r"prepare data=custom data.name=gestures layout=NAME_OR_FILE source=FOLDER"):
+        SkeletonDataModule(str(tmp_path / "gestures"), "default", name="gestures").setup()
+
+
+def test_a_store_without_a_pipeline_is_told_as_the_command_line_writes_it(store):
+    with pytest.raises(SkelactError, match=r"set data\.pipeline=null"):
+        SkeletonDataModule(str(store.path), "xsub", pipeline="energy").setup()
 
 
 def test_an_empty_part_is_named(tmp_path):

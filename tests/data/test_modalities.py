@@ -149,7 +149,7 @@ def test_prepare_all_leaves_out_what_is_not_there(command, tmp_path):
     code, text = command(*prepare, "modalities=all")
     assert code == 0 and "utd_mhad rgb: not in" in text and "2 of them in all of skeleton, inertial, depth" in text
     code, text = command(*prepare, "modalities=[rgb]")
-    assert code != 0 and "utd_mhad rgb: no clips found" in text
+    assert code != 0 and "utd_mhad rgb: no clips found" in text and "RGB/*_color.avi" in text
     code, text = command(*prepare, "modalities=[ir]")
     assert code != 0 and "no modality ir; modalities=[skeleton,inertial,depth,rgb]" in text
     (tmp_path / "raw" / "Inertial" / "a1_s1_t1_inertial.mat").write_bytes(b"")

@@ -18,6 +18,7 @@ from skelact.transforms.spatial import (
     RandomRotation,
     Shear,
     apply_matrix,
+    limit_dims,
 )
 
 
@@ -226,3 +227,16 @@ def test_a_gpu_makes_the_same_views(name):
     views, transform = make(), TRANSFORMS[name]()
     out, _ = transform(views.cuda(), None, Draws(0, 0, torch.arange(6, device="cuda") * 5 + 1))
     torch.testing.assert_close(out.cpu(), transform(views, None, draws(6))[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_poses_in_the_plane_keep_their_scores(channels):
+    views = torch.rand(6, 1, 4, 17, channels)
+    given_draws = draws(6)
+    for transform in (Shear(), JointCorruption(p_linear=1.0), JointNoise(0.1)):
+        limit_dims(transform, get_layout("coco17"))
+        made, _ = transform(views, None, given_draws)
+        assert not torch.equal(made[..., :2], views[..., :2])
+        assert torch.equal(made[..., 2:], views[..., 2:])
+    with pytest.raises(SkelactError, match="RandomRotation turns 3D"):
+        limit_dims(Compose([RandomRotation()]), get_layout("coco17"))

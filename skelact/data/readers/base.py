@@ -80,12 +80,14 @@ class Reader(ABC):
     Attributes:
         name: name of the dataset.
         masked: whether its clips carry masks.
+        expects: what its source holds, for the message where nothing of the kind is found.
         in_process: whether it must read in the preparing process (one file with all clips, loaded once).
         notes: what :meth:`scan` noticed besides damage (clips left out by an official list, ...), for the report.
     """
 
     name: str = ""
     masked: bool = False
+    expects: str = ""
     in_process: bool = False
     notes: Sequence[str] = ()
 

@@ -34,6 +34,7 @@ class NWUCLAMedia(MediaReader):
     """
 
     dataset, classes, class_names = "nw_ucla", 10, CLASSES
+    expects = "it should hold view_1, view_2, view_3 with folders aAA_sSS_eEE of frames"
     modalities: ClassVar[Mapping[str, str]] = {"rgb": "image", "depth": "image"}
     colours: ClassVar[Mapping[str, str]] = {"rgb": "rgb", "depth": "jet"}
     about: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -68,6 +69,7 @@ class UWA3DMedia(MediaReader):
     """
 
     dataset, classes = "uwa3d", 30
+    expects = "looked for folders aAA_sSS_vVV_eEE of frames below one whose name says rgb or depth"
     modalities: ClassVar[Mapping[str, str]] = {"rgb": "image", "depth": "image"}
     colours: ClassVar[Mapping[str, str]] = {"rgb": "rgb", "depth": "grey"}
     about: ClassVar[Mapping[str, Mapping[str, Any]]] = {

@@ -37,6 +37,10 @@ class NTUMedia(MediaReader):
         **options: of :class:`skelact.data.readers.media.MediaReader`.
     """
 
+    expects = (
+        "looked in all its folders for SsssCcccPpppRrrrAaaa_rgb.avi (_ir.avi), or folders of frames of such names "
+        "(depth: without an ending); archives of videos must be unpacked"
+    )
     modalities: ClassVar[Mapping[str, str]] = {"rgb": "image", "depth": "image", "ir": "image"}
     about: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         name: {"fps": 30.0, "unit": unit, "licence": _LICENCE, "source": f"NTU RGB+D, Kinect v2, {name}"}

@@ -43,6 +43,7 @@ class UTDMedia(MediaReader):
     """
 
     dataset, classes, class_names = "utd_mhad", 27, CLASSES
+    expects = "it should hold Inertial/*_inertial.mat, Depth/*_depth.mat, RGB/*_color.avi"
     modalities: ClassVar[Mapping[str, str]] = {"inertial": "signal", "depth": "image", "rgb": "image"}
     colours: ClassVar[Mapping[str, str]] = {"depth": "jet", "rgb": "rgb"}
     about: ClassVar[Mapping[str, Mapping[str, Any]]] = {

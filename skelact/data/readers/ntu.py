@@ -39,6 +39,8 @@ class NTUReader(Reader):
         missing: `official` leaves out the samples on the makers' list of missing skeletons; `keep` reads them.
     """
 
+    expects = f"looked in all its folders for SsssCcccPpppRrrrAaaa{SUFFIX} files and zip archives of them"
+
     def __init__(
         self, sets: int = 60, pipeline: str = "tracks", extras: bool = False, missing: str = "official"
     ) -> None:

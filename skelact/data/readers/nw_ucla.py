@@ -49,6 +49,7 @@ class NWUCLAReader(Reader):
     """
 
     name = "nw_ucla"
+    expects = "it should hold aAA_sSS_eEE_vVV.json (or all_sqe with them), or view_1, view_2, view_3"
 
     def scan(self, source: str | Path | None) -> list[Item]:
         """One item for each JSON file, else for each original folder; by name. A name outside the scheme is damage."""

@@ -41,6 +41,7 @@ class UTDMHADReader(Reader):
     """Read `aA_sS_tT_skeleton.mat` files (`d_skel`, 20 x 3 x T) from a folder or its `Skeleton`."""
 
     name = "utd_mhad"
+    expects = "it should hold aA_sS_tT_skeleton.mat, or Skeleton with them"
 
     def scan(self, source: str | Path | None) -> list[Item]:
         """One item for each skeleton file, by action, subject and trial; a name outside the scheme is damage."""

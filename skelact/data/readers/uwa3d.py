@@ -53,6 +53,7 @@ class UWA3DReader(Reader):
     """
 
     name = "uwa3d"
+    expects = "looked in all its folders for skeletons aAA_sSS_eEE_vVV.mat or .txt"
     masked = True
 
     def __init__(self, unit: str = "mm") -> None:
@@ -123,6 +124,8 @@ def _shaped(values: np.ndarray, item: Item, turned: bool) -> np.ndarray:
     """`(T, 15, 3)` from the shapes a file may have; `turned`: the axes came in MATLAB's order, frames last."""
     if turned:
         values = values.T
+    if values.ndim == 3 and values.shape[1:] not in ((JOINTS, 3), (3, JOINTS)):
+        values = values.T  # frames came first in the other order
     if values.shape in ((JOINTS, 3), (3, JOINTS)):  # one frame: MATLAB drops its axis
         values = values[None]
     if values.ndim == 2 and values.shape[1] == JOINTS * 3:

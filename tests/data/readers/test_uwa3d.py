@@ -61,16 +61,16 @@ def test_every_text_form(tmp_path_factory, comma, wide, number, confidence, head
 
 
 @pytest.mark.parametrize("frames", [1, 3, 45])
-@pytest.mark.parametrize("form", ["flat", "flat turned", "joints", "turned"])
+@pytest.mark.parametrize("form", ["flat", "flat turned", "joints", "turned", "frames first"])
 def test_matlab_forms(tmp_path, form, frames):
     body = _body(frames)
     values = {
         "flat": body.reshape(frames, 45), "flat turned": body.reshape(frames, 45).T,
-        "joints": body.transpose(2, 1, 0), "turned": body.transpose(1, 2, 0),
+        "joints": body.transpose(2, 1, 0), "turned": body.transpose(1, 2, 0), "frames first": body,
     }[form]  # fmt: skip
-    if frames == 45 and form == "flat turned":
+    if (frames, form) in ((45, "flat turned"), (3, "frames first")):
         return  # cannot be told from its counterpart, which is the published reading
-    if frames == 1 and values.ndim == 3:
+    if frames == 1 and form != "frames first" and values.ndim == 3:
         values = values[..., 0]  # MATLAB drops a last axis of length 1
     savemat(tmp_path / "a03_s02_e01_v04.mat", {"A": values})
     np.testing.assert_allclose(_read(tmp_path / "a03_s02_e01_v04.mat").frames[:, 0], body / 1000, atol=1e-6)
