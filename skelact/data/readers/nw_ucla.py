@@ -101,6 +101,11 @@ class NWUCLAReader(Reader):
             "class_names": list(CLASSES),
             "splits": SPLITS,
             "source": "Northwestern-UCLA Multiview Action 3D, skeletons as JSON; Kinect v1, 10 subjects, 3 views",
+            "published": {
+                "clips": 1484,  # of the skeleton package; papers count 1494 recordings
+                "splits": {"xview": {"train+val": 1020, "test": 464}},
+                "source": "the JSON package in use since CTR-GCN, ICCV 2021",
+            },
             "licence": "no licence text known; research use with citation; do not redistribute",
             "citation": (
                 'J. Wang, X. Nie, Y. Xia, Y. Wu, S.-C. Zhu, "Cross-view action modeling, learning and recognition", '

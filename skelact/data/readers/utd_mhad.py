@@ -98,6 +98,11 @@ class UTDMHADReader(Reader):
             "class_names": list(CLASSES),
             "splits": SPLITS,
             "source": "UTD-MHAD, skeletons of the MATLAB files; Kinect v1, 8 subjects, 4 trials",
+            "published": {
+                "clips": 861,
+                "splits": {"xsub": {"train+val": 431, "test": 430}},
+                "source": "the set's authors, ICIP 2015",
+            },
             "licence": "described as freely available by its authors; no formal licence; cite, do not redistribute",
             "citation": (
                 'C. Chen, R. Jafari, N. Kehtarnavaz, "UTD-MHAD: A multimodal dataset for human action recognition '

@@ -106,6 +106,7 @@ def test_the_real_set(tmp_path):
     source = shared("nw_ucla")
     report = prepare_dataset(NWUCLAReader(), source, tmp_path / "s", strict=True, progress=False)
     assert (report.clips, report.frames) == (1484, 58534)
+    assert [count.verdict for count in report.published] == ["OK"] * 3
     store = Store(tmp_path / "s")
     assert store.length.min() == 1 and (store.length == 1).sum() == 2
     parts = resolve(store, "xview")

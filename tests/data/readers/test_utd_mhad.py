@@ -95,6 +95,7 @@ def test_a_clip_of_one_frame(tmp_path):
 def test_the_real_set(tmp_path):
     report = prepare_dataset(UTDMHADReader(), shared("utd_mhad"), tmp_path / "s", strict=True, progress=False)
     assert (report.clips, report.frames) == (861, 58299)
+    assert [count.verdict for count in report.published] == ["OK"] * 3
     parts = resolve(Store(tmp_path / "s"), "xsub")
     assert len(parts["train+val"]) == 431 and len(parts["test"]) == 430
     head, hip = 3, 0
