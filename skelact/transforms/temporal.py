@@ -148,4 +148,7 @@ class TemporalBlur(Transform):
             blurred *= seen
         if c > self.dims:
             blurred[..., self.dims :] = rows[..., self.dims :]
-        return torch.where(params["blur"].view(-1, 1, 1, 1, 1), blurred, rows).transpose(1, 2), mask
+        # exact at 0 and 1, and on a CPU several times as fast as where()
+        chosen = params["blur"].to(views.dtype)[:, None]
+        torch.lerp(rows.view(n, -1), blurred.view(n, -1), chosen, out=blurred.view(n, -1))
+        return blurred.transpose(1, 2), mask
