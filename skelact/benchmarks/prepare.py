@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 #: Clips of NTU RGB+D 60 without the official list of missing skeletons.
 FULL = 56_578
 PADDED = 300
+BATCH = 128
 
 
 def measure(clips: int | None = None, seconds: float = 5.0, seed: int = 0, stored: int = FULL) -> dict[str, Any]:
@@ -156,33 +157,47 @@ def _reading(path: Path, seconds: float, seed: int) -> dict[str, float]:
 
     from skelact.data.loading import ClipLoader
     from skelact.transforms.draws import Draws
+    from skelact.transforms.normalize import Normalize
     from skelact.transforms.sampling import CropResize
 
     store = Store(path)
-    layout_of_store = ClipLoader(store, _layout(store))
-    resident = layout_of_store.load_all()  # also brings the file into the page cache
+    layout = _layout(store)
+    plain, normalised = ClipLoader(store, layout), ClipLoader(store, layout, Normalize("umurl", layout))
+    resident = plain.load_all()  # also brings the file into the page cache
     generator = torch.Generator().manual_seed(seed)
     sampler = CropResize(64)
 
-    def rate(clips_of: Callable[[Any], RaggedClips], views: bool) -> float:
-        count, end = 0, time.perf_counter() + seconds
-        begin = time.perf_counter()
-        while time.perf_counter() < end:
-            clips = clips_of(torch.randint(len(store), (128,), generator=generator))
-            if views:
-                sampler(clips, Draws(0, count, clips.index))
-            count += len(clips)
-        return count / (time.perf_counter() - begin)
+    def batch(clips_of: Callable[[Any], RaggedClips], views: bool) -> None:
+        clips = clips_of(torch.randint(len(store), (BATCH,), generator=generator))
+        if views:
+            sampler(clips, Draws(0, 0, clips.index))
 
-    out = {
-        "batches of 128 from disk [clips/s]": rate(layout_of_store.load, views=False),
-        "views of 64 frames from disk [clips/s]": rate(layout_of_store.load, views=True),
-        "views of 64 frames from memory [clips/s]": rate(resident.select, views=True),
+    ways: dict[str, Callable[[], None]] = {
+        "batches of 128 from disk": lambda: batch(plain.load, False),
+        "batches of 128 from disk, normalised as umurl": lambda: batch(normalised.load, False),
+        "views of 64 frames from disk": lambda: batch(plain.load, True),
+        "views of 64 frames from disk, normalised as umurl": lambda: batch(normalised.load, True),
+        "views of 64 frames from memory": lambda: batch(resident.select, True),
     }
-    out["disk beside memory [%]"] = 100 * out["views of 64 frames from disk [clips/s]"] / out[
-        "views of 64 frames from memory [clips/s]"
-    ]  # fmt: skip
+    cost = _in_turns(ways, seconds)
+    out = {f"{name} [clips/s]": BATCH / spent for name, spent in cost.items()}
+    memory = cost["views of 64 frames from memory"]
+    out["views, disk beside memory [%]"] = 100 * memory / cost["views of 64 frames from disk"]
+    more = cost["views of 64 frames from disk, normalised as umurl"] - memory
+    out["what disk and umurl cost beside memory [ms/clip]"] = 1e3 * max(more, 0.0) / BATCH
     return out
+
+
+def _in_turns(ways: dict[str, Callable[[], None]], seconds: float) -> dict[str, float]:
+    """Median processor seconds of each way, taken in turns so that they share what else the machine does."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    end = time.perf_counter() + seconds * len(ways)
+    while not all(times.values()) or time.perf_counter() < end:
+        for name, way in ways.items():
+            begin = time.process_time()
+            way()
+            times[name].append(time.process_time() - begin)
+    return {name: statistics.median(spent) for name, spent in times.items()}
 
 
 def _layout(store: Store) -> Any:

@@ -44,6 +44,40 @@ def fill_empty(present: Tensor, owner: Tensor, base: Tensor) -> Tensor:
     return torch.where(count[owner] > 0, taken, row)
 
 
+def has_gaps(present: Tensor, owner: Tensor, count: int) -> bool:
+    """Whether a person is there in some frames of one of `count` clips but not in all, so that there is what to fill.
+
+    Args:
+        present: `(G, M)` bool, frames that are not empty.
+        owner: `(G,)` clip of each frame.
+        count: N, number of clips.
+    """
+    return bool((in_clip(present, owner, count) & in_clip(~present, owner, count)).any())
+
+
+def of_rows(table: Tensor, rows: Tensor) -> Tensor:
+    """For each frame and person of `table` `(G, M, ...)` what stands in row `rows` `(G, M)` for that person."""
+    m = table.shape[1]
+    flat = (rows * m + torch.arange(m, device=rows.device)).view(-1)
+    return table.flatten(0, 1).index_select(0, flat).view(table.shape)
+
+
+def rotated(axes: list[Tensor], matrix: Tensor) -> Tensor:
+    """Points `(G, M, V, 3)` from their three coordinates `(G, M, V)`, turned by the matrix `(G, 3, 3)` of their frame.
+
+    Products and sums are rounded one by one in a fixed order, so a clip comes out the same to the last bit whatever it
+    is batched with.
+    """
+    out = torch.empty(*axes[0].shape, 3, dtype=axes[0].dtype, device=axes[0].device)
+    parts = matrix[..., None, None].unbind(1)
+    first, term = torch.empty_like(axes[0]), torch.empty_like(axes[0])
+    for j, part in enumerate(parts):
+        torch.mul(axes[0], part[:, 0], out=first)
+        first += torch.mul(axes[1], part[:, 1], out=term)
+        torch.add(first, torch.mul(axes[2], part[:, 2], out=term), out=out[..., j])
+    return out
+
+
 def last_observed(seen: Tensor, owner: Tensor, base: Tensor) -> Tensor:
     """For each frame `(G,)` the latest row of its clip that was seen, else the first that will be, else itself."""
     row = torch.arange(len(seen), device=seen.device)

@@ -284,3 +284,31 @@ def test_options_of_a_data_config():
         Normalize("center", NTU, center=25)
     with pytest.raises(SkelactError, match="which are one in layout 'hdm05_31'"):
         Normalize("cmd", "hdm05_31")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("masked", [False, True])
+def test_batches_of_a_loader_and_clips_of_a_table_come_out_alike(mode, masked):
+    """Packed clips are worked on in place of their rows, scattered ones gathered: the same to the last bit."""
+    generator = torch.Generator().manual_seed(3)
+    whole = [torch.randn(int(t), 2, 25, 3, generator=generator) for t in (9, 1, 40, 17, 5, 83)]
+    whole[0][:, 1] = 0  # one person
+    whole[2][:11] = 0  # who comes late
+    whole[3][6:, 1] = 0  # who leaves
+    whole[5][4, 0, 7] = 0  # a joint that is lost
+    mask = [clip.sum(-1) != 0 for clip in whole] if masked else None
+    table = RaggedClips.pack(whole, mask=mask)
+    normalize = Normalize(mode, "ntu25")
+    everything = normalize(table)
+    some = torch.tensor([5, 0, 3, 2])
+    batch = normalize(table.select(some).compact())
+    scattered = normalize(table.select(some))
+    for k, row in enumerate(some.tolist()):
+        for other in (batch, scattered):
+            assert torch.equal(other.clip(k), everything.clip(row))
+            assert torch.equal(other.clip_mask(k), everything.clip_mask(row))
+    unused = [1, 4]
+    for row in unused:  # frames of no clip of the selection stay
+        assert torch.equal(scattered.frames[table.start[row] :][: table.length[row]], table.clip(row))
+    empty = normalize(table.select(torch.zeros(0, dtype=torch.int64)))
+    assert len(empty) == 0
