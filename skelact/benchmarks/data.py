@@ -101,8 +101,8 @@ def benchmark_views(
             torch.stack(made).to(device)
 
         made = batch_size * views
-        wall, processor = _median_seconds(batched, repeats)
-        reference_wall, reference_processor = _median_seconds(one_by_one, max(3, repeats // 4))
+        ((wall, processor),) = median_seconds(batched, repeats=repeats)
+        ((reference_wall, reference_processor),) = median_seconds(one_by_one, repeats=max(3, repeats // 4))
     finally:
         torch.set_num_threads(before)
     return {
@@ -122,13 +122,16 @@ def benchmark_views(
     }
 
 
-def _median_seconds(work: Callable[[int], None], repeats: int) -> tuple[float, float]:
-    """Median wall-clock and processor seconds of `work`, after one untimed run."""
-    work(repeats)
-    walls, processors = [], []
+def median_seconds(*works: Callable[[int], None], repeats: int) -> list[tuple[float, float]]:
+    """Median wall-clock and processor seconds of each of `works`, run in turns after one untimed run."""
+    for work in works:
+        work(repeats)
+    walls: list[list[float]] = [[] for _ in works]
+    processors: list[list[float]] = [[] for _ in works]
     for repeat in range(repeats):
-        wall, processor = time.perf_counter(), time.process_time()
-        work(repeat)
-        walls.append(time.perf_counter() - wall)
-        processors.append(time.process_time() - processor)
-    return statistics.median(walls), statistics.median(processors)
+        for place, work in enumerate(works):
+            wall, processor = time.perf_counter(), time.process_time()
+            work(repeat)
+            walls[place].append(time.perf_counter() - wall)
+            processors[place].append(time.process_time() - processor)
+    return [(statistics.median(a), statistics.median(b)) for a, b in zip(walls, processors, strict=True)]

@@ -159,6 +159,7 @@ _MEASURES = {
     "prepare": "skelact.benchmarks.prepare.measure",
     "simulate": "skelact.benchmarks.simulated_ntu.write",
     "data": "skelact.benchmarks.data.benchmark_views",
+    "augment": "skelact.benchmarks.augment.benchmark_augment",
     "linear": "skelact.benchmarks.linear.measure",
     "retrieval": "skelact.benchmarks.retrieval.measure",
     "media": "skelact.benchmarks.media.measure",

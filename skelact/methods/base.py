@@ -74,9 +74,12 @@ class Method(pl.LightningModule):
         if augment is not None and made is None:
             augment.views = self.num_views  # type: ignore[assignment]
         elif made != self.num_views:
+            advice = f"leave it out (augment.views=null) or set augment.views={self.num_views}"
+            if getattr(augment, "transforms", None) is not None:
+                advice = "it has transforms for so many; choose another augment=NAME"
             raise SkelactError(
                 f"{type(self).__name__} with {len(self.streams)} streams needs {self.num_views} views of each clip, "
-                f"but augment.views={made}; leave it out (augment.views=null) or set augment.views={self.num_views}"
+                f"but augment.views={made}; {advice}"
             )
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self.exclude_from_decay, self.use_mask, self.seed = exclude_from_decay, use_mask, seed

@@ -14,11 +14,25 @@ from skelact.protocols.features import FeatureTable, Subject
 from skelact.protocols.neighbours import Neighbours, search
 
 
-def vote(labels: Tensor, classes: int) -> Tensor:
-    """Class with the most votes among neighbours' labels `(Q, k)`; the lowest class wins a tie. Returns `(Q,)`."""
-    count = torch.zeros(len(labels), classes, device=labels.device)
-    count.scatter_add_(1, labels, torch.ones_like(labels, dtype=count.dtype))
-    return count.argmax(1)
+def vote(labels: Tensor, classes: int, similarity: Tensor | None = None, temperature: float | None = None) -> Tensor:
+    """Class with the most votes among neighbours; the lowest class wins a tie.
+
+    Args:
+        labels: `(Q, k)` classes of the neighbours, nearest first.
+        classes: number of classes.
+        similarity: `(Q, k)` cosines, for weighted votes.
+        temperature: a vote weighs exp(cosine / temperature); None: all weigh the same.
+
+    Returns:
+        `(Q,)`.
+    """
+    if temperature is None:
+        weight = torch.ones_like(labels, dtype=torch.float32)
+    else:
+        assert similarity is not None
+        # in double precision and relative to the nearest, so that a low temperature neither overflows nor ties
+        weight = ((similarity - similarity[:, :1]).double() / temperature).exp()
+    return weight.new_zeros(len(labels), classes).scatter_add_(1, labels, weight).argmax(1)
 
 
 def class_scores(found: Neighbours, labels: Tensor, classes: int) -> Tensor:
@@ -28,21 +42,26 @@ def class_scores(found: Neighbours, labels: Tensor, classes: int) -> Tensor:
 
 
 def knn_correct(
-    queries: FeatureTable, gallery: FeatureTable, classes: int, k: Sequence[int]
+    queries: FeatureTable, gallery: FeatureTable, classes: int, k: Sequence[int], temperature: float | None = None
 ) -> tuple[dict[int, np.ndarray], Tensor]:
-    """Whether each query is recognised by its k nearest neighbours.
+    """Whether each query is recognised by its k nearest neighbours, with votes as :func:`vote` counts them.
 
     Returns:
         k -> `(Q,)` bool, and class scores `(Q, C)`.
     """
     found = search(queries.features, gallery.features, max(k))
-    neighbours = gallery.labels[found.index]
-    right = {n: (vote(neighbours[:, :n], classes) == queries.labels).cpu().numpy() for n in k}
+    right = _right(found, gallery.labels, queries.labels, classes, k, temperature)
     return right, class_scores(found, gallery.labels, classes)
 
 
 def few_label_correct(
-    queries: FeatureTable, gallery: FeatureTable, classes: int, per_class: int, draws: int, k: Sequence[int]
+    queries: FeatureTable,
+    gallery: FeatureTable,
+    classes: int,
+    per_class: int,
+    draws: int,
+    k: Sequence[int],
+    temperature: float | None = None,
 ) -> Iterator[tuple[dict[int, np.ndarray], Tensor, int]]:
     """As :func:`knn_correct` with only the labelled clips of each draw as gallery; also yields their number."""
     lists = [torch.from_numpy(label_rows(gallery, per_class, draw)) for draw in range(draws)]
@@ -52,8 +71,18 @@ def few_label_correct(
     for rows, columns in zip(lists, position.split([len(rows) for rows in lists]), strict=True):
         value, at = cosine[:, columns.to(cosine.device)].topk(min(max(k), len(rows)), 1)
         own = gallery.labels[rows.to(gallery.labels.device)]
-        right = {n: (vote(own[at[:, :n]], classes) == queries.labels).cpu().numpy() for n in k}
-        yield right, class_scores(Neighbours(at, value), own, classes), len(rows)
+        found = Neighbours(at, value)
+        right = _right(found, own, queries.labels, classes, k, temperature)
+        yield right, class_scores(found, own, classes), len(rows)
+
+
+def _right(
+    found: Neighbours, labels: Tensor, truth: Tensor, classes: int, k: Sequence[int], temperature: float | None
+) -> dict[int, np.ndarray]:
+    """For each number of neighbours which votes `(Q,)` are right."""
+    near = labels[found.index]
+    votes = {n: vote(near[:, :n], classes, found.similarity[:, :n], temperature) for n in k}
+    return {n: (voted == truth).cpu().numpy() for n, voted in votes.items()}
 
 
 class Retrieval(Protocol):
@@ -61,7 +90,8 @@ class Retrieval(Protocol):
 
     Gallery: the whole training side of the split (validation included, for nothing is chosen). Queries: the test part.
     Cosine similarity, uniform votes, the lowest class number wins a tie; exact. This is the protocol of the CMD
-    and UmURL code (there k = 1).
+    and UmURL code (there k = 1). With a temperature votes are weighted by exp(cosine / temperature), as the CMCS
+    (3s-CACA) code does with 0.1 and k = 20; the metrics are then called `wknn<k>` instead of `knn<k>`.
 
     With n labels per class the gallery shrinks to the labelled clips and the metrics are means over label lists; only
     k <= n is reported, for with more neighbours than clips per class the votes are not the question asked.
@@ -75,6 +105,7 @@ class Retrieval(Protocol):
         baselines: True, False, or some of `untrained` and `raw_pose`.
         precision: autocast of the encoder.
         cache: keep extracted features in the run directory.
+        temperature: None: uniform votes.
     """
 
     name = "retrieval"
@@ -87,40 +118,48 @@ class Retrieval(Protocol):
         baselines: bool | Sequence[str] = True,
         precision: str | None = None,
         cache: bool = True,
+        temperature: float | None = None,
     ) -> None:
         super().__init__(labels, draws, baselines, precision, cache)
         self.k = sorted(int(n) for n in k)
         if not self.k or self.k[0] < 1:
             raise ValueError(f"k={list(k)}: numbers of neighbours start at 1")
+        if temperature is not None and not temperature > 0:
+            raise ValueError(f"temperature={temperature}: give a number above 0, or null for uniform votes")
+        self.temperature = None if temperature is None else float(temperature)
 
     def answer(self, subject: Subject, seed: int) -> Iterator[Answer]:
         """One row per label setting."""
         gallery, queries = subject.official_training()[subject.full], subject.tables("test")[subject.full]
         classes = subject.datamodule.num_classes
+        kind = "knn" if self.temperature is None else "wknn"
         for labels in self.labels:
-            extra = {"labels": label_name(labels)}
+            extra: dict[str, object] = {"labels": label_name(labels)}
+            if self.temperature is not None:
+                extra["temperature"] = self.temperature
             if labels == "all":
                 k = [n for n in self.k if n <= len(gallery)]
-                right, scores = knn_correct(queries, gallery, classes, k)
-                values = {f"knn{n}": 100.0 * right[n][None] for n in k}
+                right, scores = knn_correct(queries, gallery, classes, k, self.temperature)
+                values = {f"{kind}{n}": 100.0 * right[n][None] for n in k}
                 metrics, ci95, more = summarise(values, queries.groups)
                 yield Answer(
                     metrics,
                     ci95,
                     "none",
                     scores=scores.cpu().numpy(),
-                    correct=values[f"knn{k[0]}"],
+                    correct=values[f"{kind}{k[0]}"],
                     extra=extra | {"gallery": len(gallery)} | more,
                 )
                 continue
             k = [n for n in self.k if n <= int(labels)] or [1]
             hits, sizes = [], []
             total = torch.zeros(len(queries), classes)
-            for right, found, size in few_label_correct(queries, gallery, classes, int(labels), self.draws, k):
+            lists = few_label_correct(queries, gallery, classes, int(labels), self.draws, k, self.temperature)
+            for right, found, size in lists:
                 hits.append(right)
                 total += found.cpu()
                 sizes.append(size)
-            values = {f"knn{n}": 100.0 * np.stack([right[n] for right in hits]) for n in k}
+            values = {f"{kind}{n}": 100.0 * np.stack([right[n] for right in hits]) for n in k}
             metrics, ci95, more = summarise(values, queries.groups)
-            mean, own = (total / self.draws).numpy(), values[f"knn{k[0]}"]
+            mean, own = (total / self.draws).numpy(), values[f"{kind}{k[0]}"]
             yield Answer(metrics, ci95, "none", scores=mean, correct=own, extra=extra | {"gallery": sizes[0]} | more)

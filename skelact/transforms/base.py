@@ -19,6 +19,7 @@ from skelact.errors import SkelactError
 from skelact.transforms.draws import Draws
 
 Params = dict[str, Tensor]
+PRESETS = ("corrected", "as_released")
 
 
 def apply_matrix(views: Tensor, matrix: Tensor) -> Tensor:
@@ -47,6 +48,23 @@ def apply_matrix(views: Tensor, matrix: Tensor) -> Tensor:
         out[..., step:].addcmul_(rows[..., :-step], diagonals[:, d - 1 - step, :, step:])
         out[..., : width - step].addcmul_(rows[..., step:], diagonals[:, d - 1 + step, :, : width - step])
     return out.view(n, t, m, v, c).transpose(1, 2)
+
+
+def present(views: Tensor, mask: Tensor | None) -> Tensor:
+    """What is there to be changed.
+
+    Args:
+        views: `(N, M, T, V, C)`.
+        mask: `(N, M, T, V)` bool or None.
+
+    Returns:
+        bool `(N, M, T, V, 1)`, the mask; without one `(N, M, T, 1, 1)`, False for a body whose coordinates are all zero
+        in a frame, as absent bodies are stored.
+    """
+    if mask is not None:
+        return mask[..., None]
+    # the greatest magnitude and not any(), for which a CPU needs several times as long
+    return (views.abs().flatten(-2).amax(-1) != 0)[..., None, None]
 
 
 class Transform(nn.Module):
@@ -96,6 +114,17 @@ def check_p(p: float) -> float:
     if not 0 <= p <= 1:
         raise SkelactError(f"a probability must be within 0 and 1, got p={p}")
     return float(p)
+
+
+def check_preset(name: str, preset: str) -> str:
+    """The preset as it is.
+
+    Raises:
+        SkelactError: it is neither `corrected` nor `as_released`.
+    """
+    if preset not in PRESETS:
+        raise SkelactError(f"{name}: preset={preset!r} is not one of {', '.join(PRESETS)}")
+    return preset
 
 
 def _scopes(transforms: Sequence[Transform]) -> list[str]:

@@ -37,14 +37,14 @@ _MIX2 = _signed(0x94D049BB133111EB)
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Logical right shift of int64 (torch shifts arithmetically)."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser, wrapping int64 arithmetic."""
-    x = (x ^ _shift(x, 30)) * _MIX1
-    x = (x ^ _shift(x, 27)) * _MIX2
-    return x ^ _shift(x, 31)
+    """SplitMix64's finaliser, wrapping int64 arithmetic; in place, for fresh memory costs more than the rest."""
+    x = _shift(x, 30).bitwise_xor_(x).mul_(_MIX1)
+    x = _shift(x, 27).bitwise_xor_(x).mul_(_MIX2)
+    return _shift(x, 31).bitwise_xor_(x)
 
 
 class Draws:
@@ -91,11 +91,17 @@ class Draws:
         return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
 
     def normal(self, name: str, *shape: int) -> Tensor:
-        """`(N, *shape)` float32, standard normal (Box-Muller)."""
-        bits = self.bits(name, *shape)
-        radius = ((_shift(bits, 40).to(torch.float32) + 1.0) * 2.0**-24).log().mul(-2.0).sqrt()
-        angle = (bits & 0xFFFFFF).to(torch.float32) * (2.0 * math.pi * 2.0**-24)
-        return radius * angle.cos()
+        """`(N, *shape)` float32, standard normal (Box-Muller; both numbers of a pair)."""
+        count = math.prod(shape)
+        bits = self.bits(name, (count + 1) // 2)
+        radius = _shift(bits, 40).to(torch.float32).add_(1.0).mul_(2.0**-24).log_().mul_(-2.0).sqrt_()
+        angle = bits.bitwise_and_(0xFFFFFF).to(torch.float32).mul_(2.0 * math.pi * 2.0**-24)
+        pairs = torch.cat((angle.cos().mul_(radius), angle.sin_().mul_(radius)), 1)
+        return pairs[:, :count].reshape(len(self), *shape)
+
+    def rows(self, rows: Tensor) -> Draws:
+        """Draws of some of the clips, by position `(K,)` in the batch; each clip draws the same as before."""
+        return Draws(self.seed, self.epoch, self.index[rows], self.view_id, self._scope)
 
     def integers(self, name: str, high: Tensor | int) -> Tensor:
         """`(N,)` int64, uniform on {0, ..., high - 1}; `high` is a number or `(N,)`."""

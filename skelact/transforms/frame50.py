@@ -17,12 +17,11 @@ from torch import Tensor
 from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
 from skelact.skeleton.layouts import Layout, get_layout
+from skelact.transforms.base import check_preset
 from skelact.transforms.bodies import direction, first_observed, horizontal, in_clip, turned
 from skelact.transforms.draws import Draws
 from skelact.transforms.normalize import Normalize, joint_index
 from skelact.transforms.sampling import Sampler, resample
-
-PRESETS = ("corrected", "as_released")
 
 
 class Frame50(Sampler):
@@ -49,6 +48,8 @@ class Frame50(Sampler):
         SkelactError: an unknown preset or joint, a 2D layout, or one whose x axis is vertical.
     """
 
+    random = False
+
     def __init__(
         self,
         frames: int = 50,
@@ -57,8 +58,6 @@ class Frame50(Sampler):
         preset: str = "corrected",
     ) -> None:
         super().__init__(frames)
-        if preset not in PRESETS:
-            raise SkelactError(f"frame50: preset={preset!r} is not one of {', '.join(PRESETS)}")
         self._layout = get_layout(layout)
         if self._layout.dims != 3 or self._layout.up.endswith("x"):
             raise SkelactError(
@@ -66,7 +65,8 @@ class Frame50(Sampler):
                 f"allow ({self._layout.dims}D, up={self._layout.up}); use another sampling, e.g. whole"
             )
         self._center = _chest(self._layout) if center is None else joint_index(self._layout, center)
-        self.layout, self.center, self.preset = self._layout.name, self._layout.joints[self._center], preset
+        self.layout, self.center = self._layout.name, self._layout.joints[self._center]
+        self.preset = check_preset("frame50", preset)
 
     def forward(self, clips: RaggedClips, draws: Draws | None = None) -> tuple[Tensor, Tensor | None]:
         """Views `(N, M, T, V, C)` float32 and mask `(N, M, T, V)` or None; `draws` are not used."""
@@ -161,8 +161,7 @@ def clip_motion(clips: RaggedClips, preset: str = "corrected", padded: int = 300
     Raises:
         SkelactError: unknown preset.
     """
-    if preset not in PRESETS:
-        raise SkelactError(f"clip_motion: preset={preset!r} is not one of {', '.join(PRESETS)}")
+    check_preset("clip_motion", preset)
     clips = clips.compact()
     frames, mask = clips.frames.float(), clips.mask
     if mask is not None:

@@ -110,6 +110,9 @@ class Sampler(nn.Module, ABC):
     evaluates = True
     """Whether there are views without draws, so that a method can be evaluated on them."""
 
+    random = True
+    """Whether draws make a difference."""
+
     def __init__(self, frames: int = 64) -> None:
         super().__init__()
         if frames < 1:
@@ -189,6 +192,8 @@ class CenterCrop(SpanSampler):
     Raises:
         SkelactError: the ratio is not within (0, 1].
     """
+
+    random = False
 
     def __init__(self, frames: int = 64, ratio: float = 1.0) -> None:
         super().__init__(frames)

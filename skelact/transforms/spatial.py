@@ -1,4 +1,4 @@
-"""Augmentations of dense views: joint corruption, shear, rotation, noise and flip, each clip with its own draw.
+"""Augmentations of dense views: corruption, shear, rotation, masked axes, noise, flip, each clip with its own draw.
 
 Views are `(N, M, T, V, C)`, masks `(N, M, T, V)` bool or None. Unobserved joints stay at zero.
 """
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from skelact.errors import SkelactError
-from skelact.skeleton.geometry import euler_matrix
+from skelact.skeleton.geometry import euler_matrix, rotation_about
 from skelact.skeleton.layouts import Layout, get_layout
-from skelact.transforms.base import Compose, OneOf, Params, Transform, apply_matrix, check_p
+from skelact.transforms.base import Compose, OneOf, Params, Transform, apply_matrix, check_p, check_preset, present
 from skelact.transforms.draws import Draws
 
 __all__ = [
+    "AxisMask",
+    "AxisRotation",
     "Compose",
     "Flip",
     "JointCorruption",
@@ -174,37 +176,102 @@ class RandomRotation(_Linear):
         return euler_matrix(yaw, pitch, roll, up=self.up).to(views.dtype)[:, None]
 
 
+class AxisRotation(_Linear):
+    """The whole clip turned by a larger angle about one axis and by small ones about the others (AimCLR's rotation).
+
+    The main axis is uniform on x, y and z. Angles are never negative; x is turned first, z last, each clockwise seen
+    against its axis.
+
+    Args:
+        main: greatest angle about the main axis, radians; uniform on [0, main).
+        others: greatest angle about the other two.
+    """
+
+    def __init__(self, main: float = math.pi / 6, others: float = math.pi / 180) -> None:
+        super().__init__(dims=3)
+        self.main, self.others = float(main), float(others)
+
+    def draw(self, draws: Draws, views: Tensor) -> Params:
+        """`angles` `(N, 3)` about x, y and z, radians."""
+        axis = draws.integers("axis_rotation.axis", 3)[:, None]
+        chosen = torch.arange(3, device=axis.device) == axis
+        return {"angles": draws.uniform("axis_rotation.angles", 3) * torch.where(chosen, self.main, self.others)}
+
+    def matrix(self, views: Tensor, **params: Tensor) -> Tensor:
+        """`(N, 1, 3, 3)`."""
+        if views.shape[-1] < 3:
+            raise SkelactError(f"AxisRotation turns 3D coordinates, the views have {views.shape[-1]} channels")
+        angles = -params["angles"].to(views.dtype)
+        x, y, z = rotation_about(torch.eye(3, dtype=angles.dtype, device=angles.device), angles).unbind(1)
+        return (z @ y @ x)[:, None]
+
+
+class AxisMask(Transform):
+    """One of the coordinates of a clip, uniform on all of them, is put to zero (AimCLR).
+
+    Args:
+        p: probability of doing so.
+        dims: number of coordinate channels.
+    """
+
+    def __init__(self, p: float = 0.5, dims: int = 3) -> None:
+        super().__init__()
+        self.p, self.dims = check_p(p), dims
+
+    def draw(self, draws: Draws, views: Tensor) -> Params:
+        """`axis` `(N,)` int64: 0, 1, ..., or -1 for none."""
+        axis = draws.integers("axis_mask.axis", min(self.dims, views.shape[-1]))
+        return {"axis": torch.where(draws.coin("axis_mask.p", self.p), axis, -1)}
+
+    def replay(self, views: Tensor, mask: Tensor | None = None, **params: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Zero the given axis."""
+        chosen = torch.arange(views.shape[-1], device=views.device) == params["axis"][:, None]
+        return views * (~chosen).to(views.dtype)[:, None, None, None], mask
+
+
 class JointNoise(Transform):
-    """Independent normal noise on the coordinates of every observed joint of every frame.
+    """Independent normal noise on the coordinates of joints in every frame.
+
+    Without a mask, bodies whose coordinates are all zero in a frame are taken for absent and get no noise; as released
+    (AimCLR) they get it as well. With a mask, observed joints get noise.
 
     Args:
         std: standard deviation in the unit of the views (metres for 3D).
         p: probability that a clip gets noise.
         dims: number of coordinate channels.
+        preset: `corrected` or `as_released`.
 
     Raises:
         SkelactError: an option is out of range.
     """
 
-    def __init__(self, std: float = 0.01, p: float = 1.0, dims: int = 3) -> None:
+    def __init__(self, std: float = 0.01, p: float = 1.0, dims: int = 3, preset: str = "corrected") -> None:
         super().__init__()
         if std < 0:
             raise SkelactError(f"std must not be negative, got {std}")
         self.std, self.p, self.dims = float(std), check_p(p), dims
+        self.preset = check_preset("JointNoise", preset)
 
     def draw(self, draws: Draws, views: Tensor) -> Params:
         """`noise` `(N, M, T, V, D)`."""
         n, m, t, v, c = views.shape
-        noise = draws.normal("noise", t, m, v, min(self.dims, c)) * self.std
-        if self.p < 1:
-            noise = noise * draws.coin("noise.p", self.p).view(n, 1, 1, 1, 1)
+        shape = (t, m, v, min(self.dims, c))
+        if self.p >= 1:
+            return {"noise": draws.normal("noise", *shape).mul_(self.std).transpose(1, 2)}
+        noisy = draws.coin("noise.p", self.p)
+        if noisy.device.type == "cpu":  # the numbers are most of the work; elsewhere to count the clips is worse
+            rows = noisy.nonzero()[:, 0]
+            noise = torch.zeros(n, *shape)
+            noise[rows] = draws.rows(rows).normal("noise", *shape).mul_(self.std)
+        else:
+            noise = draws.normal("noise", *shape).mul_(self.std) * noisy.view(n, 1, 1, 1, 1)
         return {"noise": noise.transpose(1, 2)}
 
     def replay(self, views: Tensor, mask: Tensor | None = None, **params: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Views plus the given noise where joints were observed."""
+        """Views plus the given noise."""
         noise = params["noise"].to(views.dtype)
-        if mask is not None:
-            noise = noise * mask[..., None]
+        if mask is not None or self.preset == "corrected":
+            noise = noise * present(views, mask)
         if noise.shape[-1] < views.shape[-1]:
             noise = nn.functional.pad(noise, (0, views.shape[-1] - noise.shape[-1]))
         return views + noise, mask
@@ -235,10 +302,17 @@ class Flip(Transform):
         """Flip the clips where `flip` is True."""
         if views.shape[-2] != len(self._mirror):
             raise SkelactError(f"Flip has a layout of {len(self._mirror)} joints, the views have {views.shape[-2]}")
-        flip = params["flip"].view(-1, 1, 1, 1)
-        mirror = torch.tensor(self._mirror, device=views.device)
-        sign = torch.ones(views.shape[-1], dtype=views.dtype, device=views.device)
+        n, m, t, v, c = views.shape
+        flip = params["flip"][:, None]
+        joint = torch.where(flip, torch.tensor(self._mirror, device=views.device), torch.arange(v, device=views.device))
+        value = (joint[..., None] * c + torch.arange(c, device=views.device)).view(n, 1, v * c)
+        rows = views.transpose(1, 2).reshape(n, t * m, v * c)  # as it lies in memory
+        out = rows.gather(2, value.expand(-1, t * m, -1)).view(n, t, m, v, c)
         if self.axis is not None:
-            sign[self.axis] = -1
-        views = torch.where(flip[..., None], views.index_select(-2, mirror) * sign, views)
-        return views, None if mask is None else torch.where(flip, mask.index_select(-1, mirror), mask)
+            sign = torch.ones(n, c, dtype=views.dtype, device=views.device)
+            sign[:, self.axis] -= 2 * params["flip"].to(views.dtype)
+            out *= sign[:, None, None, None]
+        if mask is not None:
+            seen = mask.transpose(1, 2).reshape(n, t * m, v).gather(2, joint[:, None].expand(-1, t * m, -1))
+            mask = seen.view(n, t, m, v).transpose(1, 2)
+        return out.transpose(1, 2), mask

@@ -266,3 +266,18 @@ def test_a_random_sampler_is_refused_for_evaluation():
     encoder = UmURLEncoder("kinect20", 1, 8, width=16)
     with pytest.raises(SkelactError, match=r"method.sampler: CropResize is random.*sampling@method.sampler=whole"):
         UmURL(encoder, "kinect20", CropResize(8), projector_width=8)
+
+
+def test_an_augmentation_for_another_number_of_views():
+    sampler = CropResize(8)
+    encoder = make().backbone
+    for maker, advice in (
+        (
+            ViewMaker(sampler, views=2),
+            r"augment\.views=2; leave it out \(augment\.views=null\) or set augment\.views=4",
+        ),
+        (ViewMaker(sampler, transforms=[None] * 3), r"augment\.views=3; it has transforms for so many; choose another"),
+    ):
+        with pytest.raises(SkelactError, match=f"needs 4 views of each clip, but {advice}"):
+            UmURL(encoder, "kinect20", CenterCrop(8), maker, STREAMS)
+    assert len(UmURL(encoder, "kinect20", CenterCrop(8), ViewMaker(sampler, views=None), STREAMS).views(clips())) == 4

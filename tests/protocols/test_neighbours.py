@@ -15,6 +15,7 @@ from skelact.protocols.neighbours import _Bound, search, top_k
 from skelact.protocols.retrieval import class_scores, vote
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "umurl" / "g_knn.npz"
+WEIGHTED = Path(__file__).parents[1] / "golden" / "evaluation" / "knn.npz"
 
 
 def features(n: int, width: int, decay: float = 0.0, seed: int = 0) -> torch.Tensor:
@@ -72,6 +73,23 @@ def test_golden_predictions(k: int) -> None:
         assert (predicted == truth).mean() == golden[f"acc_k{k}"]
         scores = class_scores(found, labels, 6)
         assert np.array_equal(scores.argmax(1).numpy(), golden["pred_k1"])
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_weighted_votes_of_the_3s_caca_code(k: int) -> None:
+    with np.load(WEIGHTED) as file:
+        golden = {key: torch.from_numpy(np.asarray(file[key])) for key in file.files}
+    found = search(golden["query"], golden["bank"], 20)
+    near, cosine = golden["bank_labels"][found.index][:, :k], found.similarity[:, :k]
+    votes = vote(near, 6, cosine, temperature=0.1)
+    assert torch.equal(votes, golden[f"k{k}/top1"])
+    assert (votes == golden["query_labels"]).double().mean() == golden[f"k{k}/acc"]
+
+
+def test_a_low_temperature_neither_overflows_nor_forgets() -> None:
+    labels, cosine = torch.tensor([[2, 1, 1], [1, 0, 2]]), torch.tensor([[0.9, 0.8, 0.8], [0.5, 0.5, 0.5]])
+    assert vote(labels, 3, cosine, temperature=1e-3).tolist() == [2, 0]  # the nearest; of equal votes the lowest class
+    assert vote(labels, 3, cosine, temperature=10.0).tolist() == [1, 0]
 
 
 def test_lowest_class_wins_a_tie() -> None:

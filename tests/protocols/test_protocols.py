@@ -89,6 +89,16 @@ def test_linear_learns_the_made_up_motions(data, make, tmp_path) -> None:
     assert len(list((tmp_path / "features").iterdir())) == 3  # train, val, test of the method given
 
 
+def test_weighted_retrieval_is_called_so(data, make) -> None:
+    plain, few = Retrieval(k=[1, 5], draws=2, baselines=False).run(make(0), data)
+    weighted, few_weighted = Retrieval(k=[1, 5], draws=2, baselines=False, temperature=0.1).run(make(0), data)
+    assert weighted.metrics["wknn1"] == plain.metrics["knn1"] and set(weighted.metrics) == {"wknn1", "wknn5"}
+    assert few_weighted.metrics == {"wknn1": few.metrics["knn1"]}
+    assert weighted.extra["temperature"] == 0.1 and "temperature" not in plain.extra
+    with pytest.raises(ValueError, match="above 0"):
+        Retrieval(temperature=0)
+
+
 def test_an_untrained_method_is_called_so_and_has_no_twin(data, make) -> None:
     records = Retrieval(k=[1], labels="all").run(
         make(0), data, untrained=make, encoder="untrained", checkpoint="x.ckpt"

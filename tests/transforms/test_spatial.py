@@ -10,6 +10,8 @@ from skelact.skeleton import derive, get_layout, list_layouts
 from skelact.skeleton.geometry import euler_matrix
 from skelact.transforms.draws import Draws
 from skelact.transforms.spatial import (
+    AxisMask,
+    AxisRotation,
     Compose,
     Flip,
     JointCorruption,
@@ -20,6 +22,7 @@ from skelact.transforms.spatial import (
     apply_matrix,
     limit_dims,
 )
+from skelact.transforms.temporal import TemporalBlur, TemporalCrop, TimeFlip
 
 
 def make(n=6, m=2, t=7, v=25, c=3, seed=0):
@@ -34,6 +37,11 @@ def published():
     return OneOf([JointCorruption(), Shear()])
 
 
+def extreme():
+    parts = [TemporalCrop(3), Shear(0.5), Flip("ntu25", axis=None), AxisRotation(), JointNoise(p=0.5), TemporalBlur()]
+    return Compose([*parts, AxisMask(), TimeFlip()])
+
+
 TRANSFORMS = {
     "corruption": JointCorruption,
     "shear": Shear,
@@ -43,6 +51,14 @@ TRANSFORMS = {
     "published": published,
     "published, yaw": lambda: Compose([published(), RandomRotation()]),
     "mixed": lambda: Compose([Shear(), Flip("ntu25"), OneOf([JointNoise(), Shear()], p=[0.3, 0.7]), Shear(), Shear()]),
+    "axis rotation": AxisRotation,
+    "axis mask": AxisMask,
+    "noise, as released": lambda: JointNoise(0.05, p=0.5, preset="as_released"),
+    "crop": lambda: TemporalCrop(3),
+    "time flip": TimeFlip,
+    "blur": TemporalBlur,
+    "blur, as released": lambda: TemporalBlur(preset="as_released"),
+    "extreme": extreme,
     "nothing": lambda: Compose([]),
 }
 
@@ -92,11 +108,18 @@ class TestEvery:
         out, seen = TRANSFORMS[name]()(make() * mask[..., None], mask, draws(6))
         assert seen.shape == mask.shape and (out[~seen] == 0).all()
 
+    def test_absent_bodies_stay_at_zero(self, name):
+        views = make()
+        views[1, 1], views[2:4] = 0, 0
+        out, _ = TRANSFORMS[name]()(views, None, draws(6))
+        noisy = name == "noise, as released"  # as its authors have it, on absent bodies too
+        assert noisy or ((out[2:4] == 0).all() and (out[1, 1] == 0).all())
+
     def test_scores_and_clips_of_one_frame_pass(self, name):
         views = make(t=1, c=4)
         out, mask = TRANSFORMS[name]()(views, None, draws(6))
         assert out.shape == views.shape and mask is None and out.isfinite().all()
-        if "noise" not in name and name not in ("flip", "mixed"):
+        if "noise" not in name and name not in ("flip", "mixed", "extreme"):  # a flip moves scores with their joints
             assert torch.equal(out[..., 3], views[..., 3])
 
     def test_epochs_differ(self, name):
@@ -189,8 +212,30 @@ def test_flip_is_an_involution_and_swaps_sides(name):
 
 def test_noise_has_its_size():
     views = torch.zeros(50, 2, 20, 25, 3)
-    out, _ = JointNoise(0.03)(views, None, draws(50))
+    out, _ = JointNoise(0.03, preset="as_released")(views, None, draws(50))
     assert out.std().item() == pytest.approx(0.03, rel=0.02) and abs(out.mean()) < 1e-3
+    half = JointNoise(0.03, p=0.5).draw(draws(50), views)["noise"]
+    chosen = draws(50).coin("noise.p", 0.5)
+    assert torch.equal(half[chosen], out[chosen]) and (half[~chosen] == 0).all() and 0 < chosen.sum() < 50
+
+
+def test_axis_rotation_turns_mostly_about_one_axis():
+    views = make(3000, m=1, t=1)
+    angles = AxisRotation().draw(draws(3000), views)["angles"]
+    assert angles.min() >= 0 and angles.max() <= math.pi / 6 and angles.sort().values[:, 1].max() <= math.pi / 180
+    assert angles.mean(0).tolist() == pytest.approx([math.pi / 36 + math.pi / 540] * 3, rel=0.1)
+    out, _ = AxisRotation()(views, None, draws(3000))
+    torch.testing.assert_close(out.norm(dim=-1), views.norm(dim=-1))
+
+
+def test_axis_mask_takes_all_axes_alike():
+    views = make(3000, m=1, t=2)
+    out, _ = AxisMask()(views, None, draws(3000))
+    gone = (out == 0).flatten(1, 3).all(1)
+    assert (gone.sum(1) <= 1).all() and torch.equal(out[~gone.any(1)], views[~gone.any(1)])
+    assert gone.float().mean(0).tolist() == pytest.approx([1 / 6] * 3, abs=0.03)
+    flat, _ = AxisMask(1.0, dims=2)(views, None, draws(3000))
+    assert (flat[..., 2] == views[..., 2]).all() and (flat[..., :2] == 0).all(-1).sum() == 0
 
 
 def test_module_apply_still_walks_modules():
@@ -211,6 +256,9 @@ def test_module_apply_still_walks_modules():
         (lambda: JointNoise(-1), "negative"),
         (lambda: Shear(dims=4), "dims"),
         (lambda: RandomRotation()(make(c=2), None, draws(6)), "3D coordinates"),
+        (lambda: JointNoise(preset="released"), "JointNoise: preset='released' is not one of corrected, as_released"),
+        (lambda: AxisRotation()(make(c=2), None, draws(6)), "3D coordinates"),
+        (lambda: AxisMask(2), "within 0 and 1"),
         (lambda: Flip("kinect20")(make(), None, draws(6)), "layout of 20 joints, the views have 25"),
         (lambda: Flip("ntu25").matrix(make()), "not linear"),
     ],
