@@ -33,7 +33,7 @@ demo: setup  ## Pretrain UmURL on real motion data, answer the three questions, 
 	@echo "demo: results in $(RUN)/results.json, pictures in $(RUN)/*.png and $(RUN)/*.gif"
 
 test: setup  ## Run the tests (those marked slow, gpu or network-bound apart)
-	$(BIN)/python -m pytest -q -m "not slow and not gpu" tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile -m "not slow and not gpu" tests
 
 test-all: setup  ## Run every test that this machine can run
 	$(BIN)/python -m pytest -q tests

@@ -14,6 +14,7 @@ from skelact.engine.build import build, check_types, locate
 CONF = Path(skelact.conf.__path__[0])
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
 GROUPS = ("data", "augment", "backbone", "method", "protocol", "trainer", "logger", "callbacks")
+SAMPLINGS = sorted(p.stem for p in (CONF / "sampling").glob("*.yaml"))
 CHOICES = [(g, p.stem) for g in GROUPS for p in sorted((CONF / g).glob("*.yaml")) if not p.stem.startswith("_")]
 
 
@@ -46,6 +47,9 @@ def test_readers_fit_their_constructors(choice):
     if OmegaConf.is_missing(cfg.data, "layout"):
         cfg.data.layout = "ntu25"
     check_binding(OmegaConf.to_container(cfg.data.get("reader") or OmegaConf.create(), resolve=True))
+    for name, node in OmegaConf.to_container(cfg.data.media, resolve=True).items():
+        if name != "store":
+            assert build(node, f"data.media.{name}").modality == name
 
 
 def check_binding(tree):
@@ -65,6 +69,41 @@ def test_choices_fit_their_constructors(group, choice):
     config = composed(f"{group}={choice}")
     check_binding(config)
     check_types(config)
+
+
+@pytest.mark.parametrize("choice", SAMPLINGS)
+def test_samplings_fit_their_constructors(choice):
+    node = OmegaConf.load(CONF / "sampling" / f"{choice}.yaml")
+    around = {"frames": 48, "preset": "as_released", "data": {"layout": "ntu25"}, "sampler": node}
+    sampler = OmegaConf.to_container(OmegaConf.create(around), resolve=True)["sampler"]
+    check_binding(sampler)
+    assert build(sampler, choice).frames == 48
+
+
+@pytest.mark.parametrize("data", ["hdm05_views", "ntu60"])
+def test_samplings_fit_methods_augmentations_and_experiments(data):
+    places = ["sampling@method.sampler=frame50", "sampling@augment.sampler=uniform_index_frozen"]
+    for others in ([], ["experiment=umurl_nw_ucla"], ["augment=none"]):
+        config = composed(*places, f"data={data}", "frames=48", *others)
+        check_binding(config)
+        evaluation, training = (build(config[place]["sampler"]) for place in ("method", "augment"))
+        assert (evaluation.layout, evaluation.frames) == (config["data"]["layout"], 48)
+        assert training.frozen and training.frames == 48
+
+
+def test_a_sampling_that_is_not_there(capsys):
+    from skelact.cli import main
+
+    assert main(["sampling@method.sampler=uniform_indx", "--cfg", "job"]) == 2
+    assert "did you mean uniform_index?; sampling can be center_crop, crop_half" in capsys.readouterr().err
+    for wrong in ("sampling", "sampling@data.sampler"):
+        assert main([f"{wrong}=whole", "--cfg", "job"]) == 2
+        told = capsys.readouterr().err
+        assert (
+            f"{wrong}: there is no such place" in told and "sampling@augment.sampler, sampling@method.sampler" in told
+        )
+    assert main(["--help"]) == 0
+    assert "uniform_segments, video, whole" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,10 +13,19 @@ from torch.utils.data import DataLoader
 
 from skelact.clips import RaggedClips
 from skelact.data.embedded import open_store
-from skelact.data.loading import ClipLoader, DealtBatches, DiskBatches, Normalizer, RowBatches
+from skelact.data.loading import (
+    ClipLoader,
+    DealtBatches,
+    DiskBatches,
+    Normalizer,
+    RowBatches,
+    available_memory,
+    given_channels,
+)
 from skelact.data.splits import SplitRule, label_subset, part_rows, resolve
 from skelact.data.store import Store
 from skelact.errors import SkelactError
+from skelact.skeleton.convert import SCORES
 from skelact.skeleton.layouts import Layout, get_layout
 
 RESIDENCES = ("auto", "disk", "ram", "device")
@@ -32,11 +40,12 @@ class SkeletonDataModule(pl.LightningDataModule):
         name: name of the dataset; None takes the card's.
         layout: joint layout that comes out; None keeps the store's, another one is converted to.
         persons: person slots expected of the store; None takes any.
-        channels: channels expected of the store; None takes any.
+        channels: channels expected of the batches (coordinates, and a score where there is one); None takes any.
         num_classes: classes expected of the store; None takes any.
         pipeline: way of choosing bodies expected of the store; None takes any.
         normalize: a module from clips to clips, the name of a mode of
-            :class:`skelact.transforms.normalize.Normalize`, or None for the coordinates as stored.
+            :class:`skelact.transforms.normalize.Normalize`, a mapping of its options (`mode`, `center`, `fill`), or
+            None for the coordinates as stored.
         residence: `disk` reads each batch from the memory map, `ram` holds all frames in memory, `device` on the
             training device (a batch is then a handful of integers), `auto` the fastest that fits.
         batch_size: training clips of a global batch, over all processes.
@@ -49,6 +58,8 @@ class SkeletonDataModule(pl.LightningDataModule):
         drop_last: leave out the last, smaller training batch of an epoch.
         validation: offer the validation part to the trainer.
         fit: part that is trained on, `train` or `train+val`.
+        scores: where joints are converted to another layout, confidences move along (`converted`) or keep their order
+            (`as_released`, see :func:`skelact.skeleton.convert`).
     """
 
     def __init__(
@@ -61,7 +72,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         channels: int | None = None,
         num_classes: int | None = None,
         pipeline: str | None = None,
-        normalize: nn.Module | str | None = None,
+        normalize: nn.Module | Mapping[str, Any] | str | None = None,
         residence: str = "auto",
         batch_size: int = 64,
         eval_batch_size: int = 256,
@@ -73,17 +84,22 @@ class SkeletonDataModule(pl.LightningDataModule):
         drop_last: bool = True,
         validation: bool = True,
         fit: str = "train",
+        scores: str = "converted",
     ) -> None:
         super().__init__()
         if residence not in RESIDENCES:
             raise SkelactError(f"data.residence={residence!r} is not one of {', '.join(RESIDENCES)}")
+        if scores not in SCORES:
+            raise SkelactError(f"data.scores={scores!r} is not one of {', '.join(SCORES)}")
         if fit not in ("train", "train+val"):
             raise SkelactError(f"data.fit={fit!r} is not one of train, train+val")
-        self.store_path, self.split, self.name = str(store), split, name
+        self.store_path, self.split, self.name = str(store), str(split), name  # `data.split=1` is a number
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.seed, self.drop_last, self.validation, self.fit = seed, drop_last, validation, fit
+        self.scores = scores
         self._layout, self._normalize, self._wanted_residence = layout, normalize, residence
         self._expected = {"persons": persons, "channels": channels, "num_classes": num_classes, "pipeline": pipeline}
+        self._pipeline = pipeline
         self._few = (label_fraction, labels_per_class, label_draw)
         self._loader: ClipLoader | None = None
         self._resident: RaggedClips | None = None
@@ -98,11 +114,11 @@ class SkeletonDataModule(pl.LightningDataModule):
         """
         if self._loader is not None:
             return
-        store = open_store(self.store_path, self.name)
+        store = open_store(self.store_path, self.name, pipeline=self._pipeline)
         self.name = self.name or store.name
         found = {
             "persons": store.card["persons"],
-            "channels": len(store.card["channels"]),
+            "channels": len(given_channels(store.card)),
             "num_classes": len(store.class_names),
             "pipeline": store.card.get("pipeline"),
         }
@@ -113,11 +129,14 @@ class SkeletonDataModule(pl.LightningDataModule):
                     f"set data.{key}={value} or choose another store"
                 )
         stored = get_layout(store.card["layout"])
+        layout: Layout | None = None
         try:
             layout = stored if self._layout is None else get_layout(self._layout)
-            loader = ClipLoader(store, layout, self._make_normalizer(layout))
+            loader = ClipLoader(store, layout, self._make_normalizer(layout), self.scores)
             loader.load(np.arange(1))  # one clip: conversion and normalisation exist and fit
         except SkelactError as error:
+            if layout == stored:  # nothing to convert
+                raise SkelactError(f"data.normalize does not suit the store {store.path}: {error}") from error
             wanted = getattr(self._layout, "name", self._layout)
             raise SkelactError(
                 f"data.layout={wanted} does not suit the store {store.path} of layout {stored.name!r}: {error} "
@@ -148,7 +167,7 @@ class SkeletonDataModule(pl.LightningDataModule):
     @property
     def num_channels(self) -> int:
         """Channels of the batches, C."""
-        return len(self.store.card["channels"])
+        return len(self._ready.channels)
 
     @property
     def class_names(self) -> list[str]:
@@ -252,9 +271,9 @@ class SkeletonDataModule(pl.LightningDataModule):
     def _make_normalizer(self, layout: Layout) -> Normalizer | None:
         if self._normalize is None or isinstance(self._normalize, nn.Module):
             return self._normalize
-        from skelact.transforms.normalize import Normalize
+        from skelact.transforms.normalize import make_normalizer
 
-        return Normalize(self._normalize, layout)
+        return make_normalizer(self._normalize, layout)
 
     def _labelled(self, store: Store, rows: np.ndarray) -> np.ndarray:
         return label_subset(store.names[rows], store.label[rows], *self._few)
@@ -280,11 +299,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         size = self._ready.nbytes()
         if device.type == "cuda" and size < 0.4 * torch.cuda.mem_get_info(device)[0]:
             return "device"
-        try:
-            free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (AttributeError, ValueError, OSError):
-            free = 8 << 30
-        return "ram" if size < 0.4 * free else "disk"
+        return "ram" if size < 0.4 * available_memory() else "disk"
 
     def _deliver(self, rows: torch.Tensor, device: torch.device | str | None) -> RaggedClips:
         """Clips of `rows` on `device`: the one place where rows become clips."""

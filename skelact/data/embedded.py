@@ -13,7 +13,7 @@ from skelact.data.store import CARD, Store, StoreError
 EMBEDDED: dict[str, type[Reader]] = {"hdm05": HDM05Reader, "hdm05_views": HDM05ViewsReader}
 
 
-def open_store(path: str | Path, name: str | None = None, progress: bool = False) -> Store:
+def open_store(path: str | Path, name: str | None = None, progress: bool = False, pipeline: str | None = None) -> Store:
     """Open a store, first making it if it is an embedded dataset's and not there yet.
 
     Several processes may call this at once: one prepares, the others wait.
@@ -22,6 +22,7 @@ def open_store(path: str | Path, name: str | None = None, progress: bool = False
         path: the store's folder.
         name: name of the dataset.
         progress: show a bar while preparing.
+        pipeline: way of choosing bodies, for the command in the message where the store is missing.
 
     Raises:
         StoreError: no store there, with the command that makes it; or the store is damaged.
@@ -30,6 +31,7 @@ def open_store(path: str | Path, name: str | None = None, progress: bool = False
     if not (path / CARD).is_file() and name in EMBEDDED:
         prepare_dataset(EMBEDDED[name](), None, path, progress=progress, only_if_missing=True)
     if not path.exists():
-        command = f"skelact prepare data={name or path.name} source=FOLDER"
+        choice = "" if pipeline is None else f" data.pipeline={pipeline}"
+        command = f"skelact prepare data={name or path.name}{choice} source=FOLDER"
         raise StoreError(path, f"there is no store yet; make it from the original files with: {command}")
     return Store(path)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,31 +23,48 @@ Normalizer = Callable[[RaggedClips], RaggedClips]
 CHUNK_FRAMES = 1 << 16
 
 
+def given_channels(card: Mapping[str, Any]) -> list[str]:
+    """Names of the channels that batches of a store have: the layout's coordinates, then `score` where it has one."""
+    names = [str(name) for name in card["channels"]]
+    dims = get_layout(card["layout"]).dims
+    return names[:dims] + ["score"] * ("score" in names[dims:])
+
+
 class ClipLoader:
     """Read clips of a store as a model wants them: float32, in the layout asked for, normalised.
 
     Every residence reads through this, so their batches are equal. Picklable for loader workers.
+
+    Of the store's channels the coordinates of its layout are handed out, and a `score` as the last one where there is
+    one; others (pixels, tracking states) stay in the store.
     """
 
-    def __init__(self, store: Store, layout: Layout, normalize: Normalizer | None = None) -> None:
+    def __init__(
+        self, store: Store, layout: Layout, normalize: Normalizer | None = None, scores: str = "converted"
+    ) -> None:
+        self.scores = scores
         self.store, self.layout, self.normalize = store, layout, normalize
         self.source = get_layout(store.card["layout"])
-        self.score = store.card["channels"][-1] == "score"
+        self.channels = given_channels(store.card)
+        self.score = self.channels[-1] == "score"
+        names = list(store.card["channels"])
+        self._kept = None if self.channels == names else [names.index(name) for name in self.channels]
 
     def load(self, rows: np.ndarray | Tensor) -> RaggedClips:
         """The clips `rows` (store positions), frames packed in their order, on the CPU."""
-        clips = self.store.clips(np.asarray(rows), residence="ram")
-        if not torch.isfinite(clips.frames).all():
+        clips = self.store.clips(np.asarray(rows), residence="ram", channels=self._kept)
+        # the sum is a twentieth of the price; it can overflow without anything being wrong
+        if not torch.isfinite(clips.frames.sum()) and not torch.isfinite(clips.frames).all():
             raise StoreError(self.store.path, "has coordinates that are not finite numbers; run skelact info on it")
         if self.layout != self.source:
-            frames, mask = convert(clips.frames, self.source, self.layout, clips.mask, self.score)
+            frames, mask = convert(clips.frames, self.source, self.layout, clips.mask, self.score, self.scores)
             clips = RaggedClips(frames, clips.start, clips.length, clips.label, clips.index, mask)
         return clips if self.normalize is None else self.normalize(clips)
 
     def nbytes(self) -> int:
         """Bytes of the whole store in memory."""
-        frames, persons, _, channels = self.store.shape
-        return frames * persons * self.layout.num_joints * (4 * channels + (self.store.mask is not None))
+        frames, persons = self.store.shape[:2]
+        return frames * persons * self.layout.num_joints * (4 * len(self.channels) + (self.store.mask is not None))
 
     def load_all(self) -> RaggedClips:
         """The whole store as one tensor, made in chunks so that little more than it is ever held."""
@@ -74,6 +94,25 @@ class ClipLoader:
             last = max(int(np.searchsorted(end, begin + CHUNK_FRAMES, side="right")), first + 1)
             yield np.arange(first, last)
             first = last
+
+
+def available_memory() -> int:
+    """Bytes that could be had without swapping: what caches hold counts as free, a limit of the container does not."""
+    free = 8 << 30
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        # after a preparation the page cache holds the store itself: the pages free would call memory full
+        with open("/proc/meminfo", encoding="ascii") as stream:
+            free = next(int(line.split()[1]) << 10 for line in stream if line.startswith("MemAvailable"))
+    except (AttributeError, ValueError, OSError, StopIteration, IndexError):
+        pass
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+        counts = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+        return max(0, min(free, limit - used + int(counts["inactive_file"])))
+    except (OSError, ValueError, KeyError):  # no such limit
+        return free
 
 
 class RowBatches(Dataset[Tensor]):

@@ -59,6 +59,28 @@ def sha256_sample(path: Path) -> str:
     return digest.hexdigest()
 
 
+class NpyRows:
+    """Slices of the rows of a `.npy` file, read when asked for: unlike a map's, their memory is given back.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shape, self.dtype, self._offset = read_header(path)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        first, last, _ = rows.indices(len(self))
+        size = int(np.prod(self.shape[1:], dtype=np.int64))
+        start = self._offset + first * size * self.dtype.itemsize
+        values = np.fromfile(self.path, self.dtype, max(last - first, 0) * size, offset=start)
+        return values.reshape(-1, *self.shape[1:])
+
+
 class GrowingNpy:
     """Append rows to a `.npy` file; :meth:`finish` writes the final header.
 

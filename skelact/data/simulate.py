@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +82,15 @@ class HDM05ViewsReader(HDM05Reader):
     masked = True
 
     def scan(self, source: str | Path | None) -> list[Item]:
-        """Three items for each of the 288 motions."""
-        return [
-            Item(
-                name=f"{item.name}_c{camera}",
-                path=item.path,
-                label=item.label,
-                columns={**item.columns, "camera": camera, "group": item.name},
-                key=item.key,
-            )
-            for item in super().scan(source)
+        """Three items for each of the 288 motions; what is damaged stands once."""
+        items = super().scan(source)
+        seen = [
+            replace(item, name=f"{item.name}_c{camera}", columns={**item.columns, "camera": camera, "group": item.name})
+            for item in items
+            if item.damage is None
             for camera in range(CAMERAS)
         ]
+        return seen + [item for item in items if item.damage is not None]
 
     def read(self, item: Item) -> Clip:
         """Frames `(T, 1, 31, 3)` float32 in metres in the camera's frame, and the mask of joints not lost."""

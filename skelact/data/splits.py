@@ -35,27 +35,32 @@ class SplitRule:
         train: its values on the training side (validation included).
         test: its values on the test side; None means all other values.
         val: `(column, values)`, the clips of the training side held out for validation; None for no validation.
+        exemplars: `(column, values)`, the clips of the test side that one-shot recognition compares the others with;
+            they make a part of their own and leave the test part. None for no such part.
     """
 
     factor: str
     train: tuple[Any, ...]
     test: tuple[Any, ...] | None = None
     val: tuple[str, tuple[Any, ...]] | None = None
+    exemplars: tuple[str, tuple[Any, ...]] | None = None
 
     @classmethod
     def from_dict(cls, rule: Mapping[str, Any]) -> SplitRule:
-        """From the card's form `{factor, train, test?, val?: {factor, values}}`."""
+        """From the card's form `{factor, train, test?, val?: {factor, values}, exemplars?: {factor, values}}`."""
         try:
-            val, test = rule.get("val"), rule.get("test")
+            test = rule.get("test")
             return cls(
                 factor=str(rule["factor"]),
                 train=tuple(rule["train"]),
                 test=None if test is None else tuple(test),
-                val=None if val is None else (str(val["factor"]), tuple(val["values"])),
+                val=_clause(rule.get("val")),
+                exemplars=_clause(rule.get("exemplars")),
             )
         except (KeyError, TypeError) as error:
+            clause = "{factor, values}"
             raise SplitError(
-                f"a split rule must be {{factor, train, test?, val?: {{factor, values}}}}: {rule!r}"
+                f"a split rule must be {{factor, train, test?, val?: {clause}, exemplars?: {clause}}}: {rule!r}"
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
@@ -63,19 +68,34 @@ class SplitRule:
         rule: dict[str, Any] = {"factor": self.factor, "train": list(self.train)}
         if self.test is not None:
             rule["test"] = list(self.test)
-        if self.val is not None:
-            rule["val"] = {"factor": self.val[0], "values": list(self.val[1])}
+        for name, clause in (("val", self.val), ("exemplars", self.exemplars)):
+            if clause is not None:
+                rule[name] = {"factor": clause[0], "values": list(clause[1])}
         return rule
 
     def parts(self, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Rows of every part of :data:`PARTS`, ascending int64; parts may be empty."""
+        """Rows of every part of :data:`PARTS`, and of "exemplars" if there is a rule for it.
+
+        Returns:
+            ascending int64 rows by part; a part may be empty.
+
+        Raises:
+            SplitError: the rule does not fit the columns, or a clip would stand on both sides.
+        """
         side = _among(columns, self.factor, self.train)
         test = ~side if self.test is None else _among(columns, self.factor, self.test)
         if (side & test).any():
             raise SplitError(f"a value of {self.factor} stands on both sides of the split: {self}")
         val = np.zeros_like(side) if self.val is None else side & _among(columns, *self.val)
         chosen = {"train": side & ~val, "val": val, "test": test, "train+val": side}
+        if self.exemplars is not None:
+            chosen["exemplars"] = test & _among(columns, *self.exemplars)
+            chosen["test"] = test & ~chosen["exemplars"]
         return {part: np.flatnonzero(rows) for part, rows in chosen.items()}
+
+
+def _clause(clause: Mapping[str, Any] | None) -> tuple[str, tuple[Any, ...]] | None:
+    return None if clause is None else (str(clause["factor"]), tuple(clause["values"]))
 
 
 def _among(columns: Mapping[str, np.ndarray], factor: str, values: Sequence[Any]) -> np.ndarray:
@@ -106,7 +126,7 @@ def resolve(store: Store, split: str) -> dict[str, np.ndarray]:
 def part_rows(parts: Mapping[str, np.ndarray], part: str, split: str, name: str) -> np.ndarray:
     """Rows of one part, refusing an unknown or an empty one with a message that names dataset, split and part."""
     if part not in parts:
-        raise SplitError(f"unknown part {part!r}; the parts of a split are {', '.join(PARTS)}")
+        raise SplitError(f"unknown part {part!r}; the parts of this split are {', '.join(parts)}")
     if len(parts[part]) == 0:
         raise SplitError(
             f"part {part!r} of split {split!r} of {name} has no clips; check the split rule or the clips table"

@@ -13,12 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from skelact.data.npyfile import HEADER, GrowingNpy
-from skelact.data.store import CARD, CLIPS, FORMAT, FRAMES, MASK, file_entry, fingerprint
+from skelact.data.npyfile import HEADER, GrowingNpy, NpyRows
+from skelact.data.store import CARD, CLIPS, FORMAT, FRAMES, MASK, file_entry, fingerprint, note_verified
 from skelact.errors import SkelactError
 
 _JOURNAL = "journal.jsonl"
 _RESERVED = ("name", "start", "length", "label")
+
+
+def refuse_foreign(target: Path) -> None:
+    """Raise where the target is something else than a store: it would be replaced, and its content lost."""
+    if target.exists() and not (target / CARD).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise SkelactError(f"{target} is there already and is no store; it is not replaced: choose another target")
 
 
 class StoreWriter:
@@ -35,11 +41,13 @@ class StoreWriter:
         masked: whether clips carry masks.
 
     Raises:
-        SkelactError: a clip of the wrong shape or with coordinates that are not finite, a name given twice.
+        SkelactError: the target is there and no store, a clip of the wrong shape or with coordinates that are not
+            finite, a name given twice.
     """
 
     def __init__(self, target: str | Path, card: dict[str, Any], dtype: str = "float32", masked: bool = False) -> None:
         self.target = Path(target)
+        refuse_foreign(self.target)
         self.partial = self.target.with_name(self.target.name + ".partial")
         self.card: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **card}))
         if np.dtype(dtype).name not in ("float32", "float16"):
@@ -145,11 +153,11 @@ class StoreWriter:
             self._mask.finish()
         self._journal.close()
         self._write_table()
-        names = [FRAMES, CLIPS] + ([MASK] if self.masked else [])
+        names = self._files()
         card = {**self.card, **(extra or {})}
         card["counts"] = {
             "clips": len(self.done),
-            "frames": self._frames.rows,
+            "frames": self._rows(len(self.done)),
             "per_class": np.bincount(
                 [e["label"] for e in self.done if e["label"] >= 0], minlength=len(card["class_names"])
             ).tolist(),
@@ -161,11 +169,12 @@ class StoreWriter:
         for name in [*names, CARD]:
             with open(self.partial / name, "rb") as stream:
                 os.fsync(stream.fileno())
-        (self.partial / _JOURNAL).unlink()
+        note_verified(self.partial, card)
         if self.target.exists():
             shutil.rmtree(self._old, ignore_errors=True)
             os.replace(self.target, self._old)
         os.replace(self.partial, self.target)
+        (self.target / _JOURNAL).unlink()  # only now: killed before, the next run needs it
         shutil.rmtree(self._old, ignore_errors=True)
         self._finished = True
 
@@ -175,6 +184,9 @@ class StoreWriter:
         if self._mask is not None:
             self._mask.close()
         self._journal.close()
+
+    def _files(self) -> list[str]:
+        return [FRAMES, CLIPS] + ([MASK] if self.masked else [])
 
     def _rows(self, count: int) -> int:
         return sum(entry["length"] for entry in self.done[:count])
@@ -239,17 +251,46 @@ class StoreWriter:
         # savez stamps 1980 on its members, so equal tables are equal bytes
         np.savez(self.partial / CLIPS, **table)  # type: ignore[arg-type]
 
-    def _statistics(self) -> dict[str, list[float]]:
-        """Mean and standard deviation of each channel over observed joints, in the store's unit."""
-        frames = np.load(self.partial / FRAMES, mmap_mode="r", allow_pickle=False)
-        mask = np.load(self.partial / MASK, mmap_mode="r", allow_pickle=False) if self.masked else None
-        count, total, square = 0, np.zeros(self.row[2]), np.zeros(self.row[2])
-        for first in range(0, len(frames), 1 << 15):
-            values = np.asarray(frames[first : first + (1 << 15)], np.float64)
-            values = values.reshape(-1, self.row[2]) if mask is None else values[mask[first : first + (1 << 15)]]
-            count += len(values)
-            total += values.sum(axis=0)
-            square += (values**2).sum(axis=0)
-        mean = total / max(count, 1)
-        deviation = np.sqrt(np.maximum(square / max(count, 1) - mean**2, 0))
-        return {"mean": [round(v, 6) for v in mean.tolist()], "std": [round(v, 6) for v in deviation.tolist()]}
+    def _statistics(self) -> dict[str, Any]:
+        """What `card["statistics"]` holds, in the store's unit: see :func:`statistics`."""
+        return statistics(NpyRows(self.partial / FRAMES), NpyRows(self.partial / MASK) if self.masked else None)
+
+
+def statistics(frames: np.ndarray | NpyRows, mask: np.ndarray | NpyRows | None) -> dict[str, Any]:
+    """Mean and deviation of each channel over observed joints, and how much is absent.
+
+    Args:
+        frames: `(F, M, V, C)`; read in slices.
+        mask: `(F, M, V)` bool, or None.
+
+    Returns:
+        `mean`, `std`: one number a channel; `absent_persons`: share of the frames' person slots in which nobody is
+        (no observed joint; without a mask: every number zero); `absent_joints`: with a mask, share of the joints of
+        present persons that were not observed.
+    """
+    channels, step = frames.shape[3], 1 << 12
+    total, square = np.zeros(channels), np.zeros(channels)
+    slots = present = joints = seen = 0
+    for first in range(0, len(frames), step):
+        values = np.array(frames[first : first + step], np.float64)
+        observed = np.ones(values.shape[:3], bool) if mask is None else np.asarray(mask[first : first + step])
+        there = (values != 0).any(axis=(2, 3)) if mask is None else observed.any(axis=2)
+        weight, rows = observed.reshape(-1).astype(np.float64), values.reshape(-1, channels)
+        total += weight @ rows
+        rows *= rows
+        square += weight @ rows
+        slots += there.size
+        present += int(there.sum())
+        joints += int(there.sum()) * values.shape[2]
+        seen += int(observed.sum())
+    count = max(seen, 1)
+    mean = total / count
+    deviation = np.sqrt(np.maximum(square / count - mean**2, 0))
+    found: dict[str, Any] = {
+        "mean": [round(v, 6) for v in mean.tolist()],
+        "std": [round(v, 6) for v in deviation.tolist()],
+        "absent_persons": round(1 - present / max(slots, 1), 6),
+    }
+    if mask is not None:
+        found["absent_joints"] = round(1 - seen / max(joints, 1), 6)
+    return found

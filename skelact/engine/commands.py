@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,39 @@ def _plain(node: Any) -> Any:
 
 
 def prepare(cfg: DictConfig) -> int:
-    """Read original files into a store."""
-    from skelact.data.prepare import prepare_dataset
-
+    """Read original files into a store; other modalities into stores beside it."""
     OmegaConf.set_struct(cfg, False)
     if cfg.layout is not None:
         cfg.data.layout = cfg.layout
+    wanted, optional = _modalities(cfg)
+    try:
+        if "skeleton" in wanted:
+            _prepare_skeleton(cfg)
+        if media := [name for name in wanted if name != "skeleton"]:
+            from skelact.engine.modalities import prepare_media
+
+            prepare_media(cfg, media, optional, _workers(cfg.workers))
+    except KeyboardInterrupt:
+        print("\nskelact: interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _modalities(cfg: DictConfig) -> tuple[list[str], bool]:
+    """What to prepare, and whether a modality that the source lacks may be left out (`all`)."""
+    asked = _plain(cfg.modalities) or ["skeleton"]
+    asked = [asked] if isinstance(asked, str) else [str(name) for name in asked]
+    have = ["skeleton", *(name for name in cfg.data.get("media") or {} if name != "store")]
+    if asked == ["all"]:
+        return have, True
+    if unknown := [name for name in asked if name not in have]:
+        raise SkelactError(f"data={cfg.data.name} has no modality {', '.join(unknown)}; modalities=[{','.join(have)}]")
+    return [name for name in have if name in asked], False
+
+
+def _prepare_skeleton(cfg: DictConfig) -> None:
+    from skelact.data.prepare import prepare_dataset
+
     node = cfg.data.get("reader")
     name = str(cfg.data.name)
     if node is None:
@@ -39,17 +67,20 @@ def prepare(cfg: DictConfig) -> int:
     if OmegaConf.is_missing(cfg.data, "layout"):
         raise SkelactError("prepare: say which joints the clips have: layout=NAME or layout=FILE.yaml")
     reader = build({**_plain(node), **(_plain(cfg.options) or {})}, "data.reader")
-    report = prepare_dataset(
-        reader,
-        cfg.source,
-        Path(str(cfg.target)).expanduser(),
-        workers=int(cfg.workers),
-        dtype=str(cfg.dtype),
-    )
+    target = Path(str(cfg.target)).expanduser()
+    report = prepare_dataset(reader, cfg.source, target, workers=_workers(cfg.workers), dtype=str(cfg.dtype))
     print(report)
     if cfg.strict and report.skipped:
         raise SkelactError(f"strict: {len(report.skipped)} of {len(report.skipped) + report.clips} clips are damaged")
-    return 0
+
+
+def _workers(given: Any) -> int:
+    if str(given) == "auto":
+        return 0
+    try:
+        return max(0, int(given))
+    except (TypeError, ValueError):
+        raise SkelactError(f"workers={given} is neither auto nor a number of processes") from None
 
 
 def info(cfg: DictConfig) -> int:
@@ -72,7 +103,7 @@ def _about_installation(cfg: DictConfig) -> list[tuple[str, Any]]:
     import torch
 
     from skelact import __version__
-    from skelact.data.store import Store
+    from skelact.data.modalities import open_any
     from skelact.skeleton.layouts import list_layouts
 
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -88,7 +119,7 @@ def _about_installation(cfg: DictConfig) -> list[tuple[str, Any]]:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if (path / "card.json").is_file():
             try:
-                store = Store(path)
+                store = open_any(path)
                 lines.append((f"  {path.name}", f"{len(store)} clips, fingerprint {store.fingerprint}"))
             except SkelactError as error:
                 lines.append((f"  {path.name}", f"damaged: {error}"))
@@ -106,7 +137,9 @@ def _describe_store(cfg: DictConfig) -> Any:
     datamodule.setup()
     if cfg.verify:
         datamodule.store.verify()
-    return describe(datamodule.store)
+    from skelact.engine.modalities import describe_media
+
+    return describe_media(cfg, describe(datamodule.store))
 
 
 def _about_checkpoint(path: str) -> list[tuple[str, Any]]:
@@ -128,8 +161,18 @@ def _about_checkpoint(path: str) -> list[tuple[str, Any]]:
     ]
 
 
+_MEASURES = {
+    "prepare": "skelact.benchmarks.prepare.measure",
+    "simulate": "skelact.benchmarks.simulated_ntu.write",
+    "data": "skelact.benchmarks.data.benchmark_views",
+    "linear": "skelact.benchmarks.linear.measure",
+    "retrieval": "skelact.benchmarks.retrieval.measure",
+    "media": "skelact.benchmarks.media.measure",
+}
+
+
 def benchmark(cfg: DictConfig) -> int:
-    """Measure data, probes or training on this machine."""
+    """Measure preparation, data, probes or training on this machine; or make up the files to do so with."""
     from rich.console import Console
 
     kind = str(cfg.kind)
@@ -137,13 +180,16 @@ def benchmark(cfg: DictConfig) -> int:
         from skelact.benchmarks.training import measure
 
         numbers = measure(_resolved(cfg))
-    elif kind in ("data", "linear", "retrieval"):
-        module = importlib.import_module(f"skelact.benchmarks.{kind}")
-        function = getattr(module, "measure", None) or module.benchmark_views
-        wanted = {"seconds": float(cfg.seconds), "threads": int(cfg.threads), "seed": int(cfg.seed)}
-        numbers = function(**{k: v for k, v in wanted.items() if k in inspect.signature(function).parameters})
+    elif kind in _MEASURES:
+        module, _, name = _MEASURES[kind].rpartition(".")
+        function = getattr(importlib.import_module(module), name)
+        asked: dict[str, Any] = {key: cfg[key] for key in ("seconds", "threads", "seed", "clips", "target", "archive")}
+        if kind == "simulate" and cfg.target is None:
+            raise SkelactError("benchmark simulate: say where the made-up files shall go: target=FOLDER")
+        known = inspect.signature(function).parameters
+        numbers = function(**{key: value for key, value in asked.items() if key in known and value is not None})
     else:
-        raise SkelactError(f"benchmark kind={kind} is none of data, linear, retrieval, method")
+        raise SkelactError(f"benchmark kind={kind} is none of {', '.join(_MEASURES)}, method")
     console = Console(highlight=False, soft_wrap=True)
     for key, value in numbers.items():
         text = f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1e4 else value

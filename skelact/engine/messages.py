@@ -61,6 +61,8 @@ def _hydra_line(error: BaseException) -> str:
         return f"{group}={name}: there is no such choice{_nearest(name, options)}; {group} can be {', '.join(options)}"
     if found := re.search(r"Could not override '([^']+)'", text):
         key = found.group(1)
+        if places := re.search(r"Did you mean to override (?:one of )?(\S.*)\?", text):
+            return f"{key}: there is no such place for a choice; there is {places.group(1)}"
         near = _nearest(key, known_keys())
         return f"{key}: there is no such key{near} (skelact --cfg job lists them all; +{key}=... adds it)"
     if found := re.search(r"In '([^']+)': Could not find '([^']+)'", text):

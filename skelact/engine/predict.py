@@ -104,13 +104,15 @@ def read_clips(
         SkelactError: nothing there, or a clip that cannot be read; the message names the file.
     """
     if (source / "card.json").is_file():
+        from skelact.data.loading import ClipLoader
         from skelact.data.store import Store
+        from skelact.skeleton.layouts import get_layout
 
         store = Store(source)
         rows = np.arange(len(store))
         chunks = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        convert = _converter(store.card["layout"], layout, node)
-        return [str(n) for n in store.names], (convert(store.clips(some, residence="ram")) for some in chunks)
+        loader, convert = ClipLoader(store, get_layout(layout)), _converter(layout, layout, node)
+        return [str(n) for n in store.names], (convert(loader.load(some)) for some in chunks)
     if not source.exists():
         raise SkelactError(f"source {source} does not exist")
     files = sorted(p for p in source.rglob("*") if p.suffix.lower() in _ENDINGS and p.name != "clips.csv")
@@ -140,15 +142,16 @@ def _converter(source: Any, target: Any, node: dict[str, Any]) -> Any:
     """From clips in one layout to normalised clips in another."""
     from skelact.skeleton.convert import convert
     from skelact.skeleton.layouts import get_layout
-    from skelact.transforms.normalize import Normalize
+    from skelact.transforms.normalize import make_normalizer
 
     own, wanted = get_layout(source), get_layout(target)
     mode = node.get("normalize")
-    normalize = Normalize(mode, wanted) if isinstance(mode, str) else None
-    if isinstance(mode, dict):
+    if isinstance(mode, dict) and "_target_" in mode:
         from skelact.engine.build import build
 
         normalize = build(mode, "data.normalize")
+    else:
+        normalize = make_normalizer(mode, wanted)
 
     def apply(clips: RaggedClips) -> RaggedClips:
         if own != wanted:

@@ -87,8 +87,9 @@ def inherit(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
     keys = keys_of(overrides)
     for key in keys:
-        head = key.partition(".")[0].partition("@")[0]
-        if head in ("method", "backbone", "augment", "frames", "preset"):
+        group, _, package = key.partition("@")  # sampling@method.sampler is a choice for the method
+        head = (package or group).partition(".")[0]
+        if head in INHERITED:
             raise ConfigError(
                 f"{key}=... cannot be combined with checkpoint={cfg.checkpoint}: the checkpoint decides its {head}; "
                 f"leave one of them out"
@@ -141,15 +142,16 @@ def complete_from_card(cfg: DictConfig) -> None:
         if "layout" in wanted:  # only a user's own data leave that open: without their store there is nothing to build
             from skelact.data.embedded import open_store
 
-            open_store(str(store), data.get("name"))
+            open_store(str(store), data.get("name"), pipeline=data.get("pipeline"))
         return
+    from skelact.data.loading import given_channels
     from skelact.data.store import Store
 
     card = Store(Path(str(store)).expanduser()).card
     facts = {
         "layout": card["layout"],
         "persons": card["persons"],
-        "channels": len(card["channels"]),
+        "channels": len(given_channels(card)),
         "num_classes": len(card["class_names"]),
     }
     for key in wanted:

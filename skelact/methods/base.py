@@ -58,6 +58,11 @@ class Method(pl.LightningModule):
         unknown = [stream for stream in streams if stream not in backbone.streams]
         if unknown or not streams:
             raise SkelactError(f"streams {list(streams)} must be some of the backbone's: {', '.join(backbone.streams)}")
+        if not getattr(sampler, "evaluates", True):
+            raise SkelactError(
+                f"method.sampler: {type(sampler).__name__} is random, and a method is evaluated on views without "
+                f"randomness; take another (sampling@method.sampler=whole) and keep it for augment.sampler"
+            )
         self.backbone = backbone
         self.layout = get_layout(layout)
         self.streams = tuple(streams)

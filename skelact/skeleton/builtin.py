@@ -1,9 +1,9 @@
 """The joint layouts that come with the library, as tables in the form of `Layout.to_dict`.
 
 Sources: Kinect v2 joints and bone pairs as published with NTU RGB+D (Shahroudy et al., CVPR 2016) and used by ST-GCN
-and its followers; Kinect v1 joints of the Microsoft SDK; COCO keypoints (Lin et al., ECCV 2014) with the tree common to
-skeleton toolboxes; Human3.6M in the 17-joint form of MotionBERT (Zhu et al., ICCV 2023); HDM05's ASF skeletons (Müller
-et al., TR CG-2007-2, Univ. Bonn).
+and its followers; Kinect v1 joints of the Microsoft SDK, and of OpenNI/NiTE; COCO keypoints (Lin et al., ECCV 2014)
+with the tree common to skeleton toolboxes; Human3.6M in the 17-joint form of MotionBERT (Zhu et al., ICCV 2023);
+HDM05's ASF skeletons (Müller et al., TR CG-2007-2, Univ. Bonn).
 """
 
 from __future__ import annotations
@@ -82,6 +82,34 @@ KINECT20 = _kinect(
     [],
     [["hip_center", "spine"], ["spine", "shoulder_center"], ["head", "shoulder_center"]],
 )
+
+_NITE_ARM, _NITE_LEG = ("shoulder", "elbow", "hand"), ("hip", "knee", "foot")
+_NITE = [
+    *("head", "neck", "torso"),
+    *_limbs(_NITE_ARM, "left"),
+    *_limbs(_NITE_ARM, "right"),
+    *_limbs(_NITE_LEG, "left"),
+    *_limbs(_NITE_LEG, "right"),
+]
+
+NITE15: dict[str, Any] = {
+    "name": "nite15",
+    "joints": _NITE,
+    "bones": [
+        ["neck", "torso"],
+        ["head", "neck"],
+        *[bone for side in _SIDES for bone in _chain("neck", _limbs(_NITE_ARM, side))],
+        *[bone for side in _SIDES for bone in _chain("torso", _limbs(_NITE_LEG, side))],
+    ],
+    "mirror": _mirror(_NITE),
+    "parts": {
+        "torso": ["head", "neck", "torso"],
+        **{f"{side}_arm": _limbs(_NITE_ARM, side) for side in _SIDES},
+        **{f"{side}_leg": _limbs(_NITE_LEG, side) for side in _SIDES},
+    },
+    "center": "torso",
+    "shoulders": ["left_shoulder", "right_shoulder"],
+}
 
 _FACE = ["nose", "left_eye", "right_eye", "left_ear", "right_ear"]
 _COCO_BODY = ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
@@ -172,4 +200,4 @@ HDM05_31: dict[str, Any] = {
     "shoulders": ["left_shoulder", "right_shoulder"],
 }
 
-TABLES: tuple[dict[str, Any], ...] = (NTU25, KINECT20, COCO17, H36M17, HDM05_31)
+TABLES: tuple[dict[str, Any], ...] = (NTU25, KINECT20, NITE15, COCO17, H36M17, HDM05_31)

@@ -1,8 +1,8 @@
 """Conversions between joint layouts: coordinates, scores and masks move together.
 
 Each target joint is one source joint or the mean of several. Nothing is guessed: a pair of layouts without a table is
-refused. COCO to Human3.6M follows MotionBERT (Zhu et al., ICCV 2023), except that scores move with their joints (there
-they stay in COCO order).
+refused. COCO to Human3.6M follows MotionBERT (Zhu et al., ICCV 2023), except that scores move with their joints; in the
+released code, which its weights were trained with, they stay in COCO order (`scores="as_released"`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from skelact.skeleton.layouts import LAYOUTS, Layout, LayoutError, get_layout
 
 Array = TypeVar("Array", Tensor, np.ndarray)
 
+SCORES = ("converted", "as_released")
 _SIDES = ("left", "right")
 
 
@@ -99,6 +100,7 @@ def convert(
     target: Layout | str,
     mask: Array | None = None,
     score_channel: bool = False,
+    scores: str = "converted",
 ) -> tuple[Array, Array | None]:
     """Express frames of one joint layout in another.
 
@@ -108,14 +110,19 @@ def convert(
         target: layout wanted; the same as `source` returns the input unchanged.
         mask: `(..., V)` bool, True where a joint was observed.
         score_channel: the last channel is a confidence. A joint made from several gets the least of theirs.
+        scores: `converted`, or `as_released`: the confidences keep the source's order, so that most belong to another
+            joint.
 
     Returns:
         frames `(..., V', C)` and mask `(..., V')` (None stays None), of the input's kind and dtype. A joint made from
         several is observed where all of them are; unobserved joints have zero coordinates.
 
     Raises:
-        LayoutError: the pair has no conversion, or V is not the source's number of joints.
+        LayoutError: the pair has no conversion, V is not the source's number of joints, or scores cannot keep their
+            order because the layouts have different numbers of joints.
     """
+    if scores not in SCORES:
+        raise LayoutError(f"scores={scores!r} is not one of {', '.join(SCORES)}")
     source, target = get_layout(source), get_layout(target)
     if frames.shape[-2] != source.num_joints:
         raise LayoutError(
@@ -130,19 +137,23 @@ def convert(
     if pair not in _INDICES or LAYOUTS[pair[0]] != source or LAYOUTS[pair[1]] != target:
         known = ", ".join(f"{a} -> {b}" for a, b in _TABLES)
         raise LayoutError(f"no conversion from layout {source.name!r} to {target.name!r}; there are {known}")
+    kept = score_channel and scores == "as_released"
+    if kept and source.num_joints != target.num_joints:
+        raise LayoutError(f"scores=as_released: {source.name!r} and {target.name!r} have different numbers of joints")
     if isinstance(frames, np.ndarray):
         out, seen = _convert(
             torch.from_numpy(np.array(frames)),
             _INDICES[pair],
             None if mask is None else torch.from_numpy(np.array(mask)),
             score_channel,
+            kept,
         )
         return out.numpy(), None if seen is None else seen.numpy()
-    return _convert(frames, _INDICES[pair], mask, score_channel)
+    return _convert(frames, _INDICES[pair], mask, score_channel, kept)
 
 
 def _convert(
-    frames: Tensor, indices: list[tuple[int, ...]], mask: Tensor | None, score_channel: bool
+    frames: Tensor, indices: list[tuple[int, ...]], mask: Tensor | None, score_channel: bool, scores_kept: bool
 ) -> tuple[Tensor, Tensor | None]:
     first = torch.tensor([sources[0] for sources in indices], device=frames.device)
     out = frames.index_select(-2, first)
@@ -158,6 +169,8 @@ def _convert(
             out[..., joint, -1] = taken[..., -1].amin(-1)
         if mask is not None and seen is not None:
             seen[..., joint] = mask.index_select(-1, several).all(-1)
+    if scores_kept:
+        out[..., -1] = frames[..., -1]
     if seen is not None:
         coordinates = out[..., :-1] if score_channel else out
         coordinates.masked_fill_(~seen[..., None], 0)

@@ -4,11 +4,20 @@ The modes, all of them maps of ragged clips to ragged clips with the same starts
 
 * ``none``: nothing.
 * ``center``: the centre joint of person 0 is subtracted frame by frame, so the path through the room disappears.
+* ``first_frame``: the centre joint of person 0 in the first frame that has it is subtracted from everything, so the
+  path stays (CTR-GCN, Chen et al., ICCV 2021, and MAMP).
 * ``front``: ``center``, then each clip is turned about the vertical so that the shoulder line of its first frame, left
   to right, points to +x.
 * ``umurl``: the preprocessing of 2s-AGCN (Shi et al., CVPR 2019) as UmURL's reference code runs it: each person's empty
   leading frames are dropped and the empty tail is filled by repeating that person's sequence; ``center``; then the one
   rotation that makes the shoulder line of the first frame parallel to +x, about the common normal of the two.
+* ``cmd``: the same as 2s-AGCN and CMD (Mao et al., ECCV 2022) have it, with one more rotation before that of the
+  shoulders: it makes the line from the hips' joint to the centre parallel to +z. z points up afterwards.
+* ``body``: each person's own centre joint is subtracted frame by frame; what lay between two people is lost.
+* ``body_front``: ``body``, then each person is turned about the vertical, frame by frame, so that the shoulder line
+  points to +x. As published with an interpolation in between: :class:`skelact.transforms.frame50.Frame50`.
+* ``minmax``: ``first_frame``, then each axis scaled to [-1, 1] over all joints and frames of the clip (the NW-UCLA
+  feeder of CTR-GCN). The proportions of the body then depend on the motion.
 
 With a mask, what was not observed does not count: a frame is empty if none of its joints was, a frame without the
 centre joint is centred as the last one that had it, and "first frame" is the first with both shoulders. Without a mask
@@ -28,39 +37,75 @@ from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
 from skelact.skeleton.geometry import align_to, yaw_matrix
 from skelact.skeleton.layouts import Layout, get_layout
+from skelact.transforms.bodies import (
+    body_centers,
+    body_facing,
+    copy_absent,
+    direction,
+    fill_empty,
+    first_observed,
+    last_observed,
+    present,
+    scaled_to_box,
+    turned,
+)
 
-MODES = ("none", "center", "front", "umurl")
+MODES = ("none", "center", "first_frame", "front", "umurl", "cmd", "body", "body_front", "minmax")
+FILLS = ("none", "copy")
+_TURNING = ("front", "umurl", "cmd", "body_front")
 
 
 class Normalize(nn.Module):
     """Normalise ragged clips.
 
     Args:
-        mode: ``none``, ``center``, ``front`` or ``umurl`` (see the module's text).
+        mode: one of :data:`MODES` (see the module's text).
         layout: joint layout of the clips: its centre joint, shoulders, vertical axis and number of coordinates.
         chunk: frames worked on at a time; bounds the memory beside the result.
+        center: joint taken as the centre, by name or index; None: the layout's.
+        fill: what becomes of a person slot that is empty throughout a clip: `none`, it stays empty; `copy`, it gets a
+            copy of person 0 (CTR-GCN and MAMP on NTU RGB+D 120).
 
     Raises:
-        SkelactError: unknown mode, or one that turns clips asked of a 2D layout or of one whose x axis is vertical.
+        SkelactError: unknown mode, fill or centre, or a mode that turns clips asked of a 2D layout, of one whose x axis
+            is vertical, or of one that lacks the joints it turns by.
     """
 
-    def __init__(self, mode: str, layout: Layout | Mapping[str, Any] | str, chunk: int = 65_536) -> None:
+    def __init__(
+        self,
+        mode: str,
+        layout: Layout | Mapping[str, Any] | str,
+        chunk: int = 65_536,
+        center: str | int | None = None,
+        fill: str = "none",
+    ) -> None:
         super().__init__()
         if mode not in MODES:
             raise SkelactError(f"unknown normalisation {mode!r}; there are {', '.join(MODES)}")
-        self.mode, self.layout, self.chunk = mode, get_layout(layout), int(chunk)
-        if mode in ("front", "umurl") and self.layout.dims != 3:
+        if fill not in FILLS:
+            raise SkelactError(f"normalisation: fill={fill!r} is not one of {', '.join(FILLS)}")
+        self.mode, self.layout, self.chunk, self.fill = mode, get_layout(layout), int(chunk), fill
+        self.center = joint_index(self.layout, center)
+        if mode in _TURNING and self.layout.dims != 3:
             raise SkelactError(
                 f"normalisation {mode!r} needs 3D joints, layout {self.layout.name!r} has 2D ones; use center"
             )
-        if mode == "front" and self.layout.up.endswith("x"):
+        if mode in ("front", "body_front") and self.layout.up.endswith("x"):
             raise SkelactError(
-                f"normalisation 'front' turns towards +x, which is vertical in layout {self.layout.name!r}"
+                f"normalisation {mode!r} turns towards +x, which is vertical in layout {self.layout.name!r}"
+            )
+        self._hips = _hips_joint(self.layout) if mode == "cmd" else self.center
+        if mode == "cmd" and self._hips == self.center:
+            raise SkelactError(
+                f"normalisation 'cmd' aligns the line from the hips' joint to the centre, which are one in layout "
+                f"{self.layout.name!r}; say which joint is the centre, or use umurl"
             )
 
     def extra_repr(self) -> str:
         """The options, for printing."""
-        return f"mode={self.mode}, layout={self.layout.name}"
+        return (
+            f"mode={self.mode}, layout={self.layout.name}, center={self.layout.joints[self.center]}, fill={self.fill}"
+        )
 
     @torch.no_grad()
     def forward(self, clips: RaggedClips) -> RaggedClips:
@@ -78,7 +123,7 @@ class Normalize(nn.Module):
         Raises:
             SkelactError: the clips do not have the layout's joints.
         """
-        if self.mode == "none":
+        if self.mode == self.fill == "none":
             return clips
         _, v, c = clips.shape
         if v != self.layout.num_joints or c < self.layout.dims:
@@ -108,85 +153,105 @@ class Normalize(nn.Module):
 
     def _normalize(self, clips: RaggedClips, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Frames `(G, M, V, C)` float32 of `rows` `(G,)`, normalised, and their mask `(G, M, V)`."""
-        layout, owner = self.layout, clips.owner()
+        owner, dims = clips.owner(), self.layout.dims
         points = clips.frames[rows].float()
         seen = None if clips.mask is None else clips.mask[rows]
         base = clips.length.cumsum(0) - clips.length  # each clip's first row in `points`
-        dims = layout.dims
-        if self.mode == "umurl":
-            present = points[..., :dims].sum((-2, -1)) != 0 if seen is None else seen.any(-1)
-            source = _fill_empty(present, owner, base)
+        if self.mode in ("umurl", "cmd"):
+            source = fill_empty(present(points[..., :dims], seen), owner, base)
             points = points.gather(0, source[..., None, None].expand_as(points))
             seen = None if seen is None else seen.gather(0, source[..., None].expand_as(seen))
+        if self.mode != "none":
+            points[..., :dims] = self._moved(points[..., :dims], seen, owner, base)
+        return copy_absent(points, seen, owner, base) if self.fill == "copy" else (points, seen)
+
+    def _moved(self, points: Tensor, seen: Tensor | None, owner: Tensor, base: Tensor) -> Tensor:
+        """Coordinates `(G, M, V, D)` normalised; what is not there stays, or becomes, zero."""
+        mode = self.mode
+        if mode in ("body", "body_front"):
+            moved = points - body_centers(points, seen, self.center, owner, base)[:, :, None]
+            if seen is not None:
+                moved = moved.masked_fill_(~seen[..., None], 0)
+            if mode == "body":
+                return moved
+            return turned(moved, direction(body_facing(moved, seen, self.layout, owner, base)), self.layout)
+
+        if mode in ("first_frame", "minmax"):
+            bodies = present(points, seen)
+            there = bodies[..., None].expand(points.shape[:-1]) if seen is None else seen
+            first = first_observed(bodies[:, 0] if seen is None else seen[:, 0, self.center], owner, base)
+            moved = points - points[first, 0, self.center][owner][:, None, None]
+            if mode == "minmax":
+                moved = scaled_to_box(moved, there, owner, len(base))
+            return moved.masked_fill_(~there[..., None], 0)
 
         # a joint whose coordinates cancel out counts as absent in the reference code; kept
-        there = points[..., :dims].sum(-1) != 0 if seen is None else seen
-        center = points[:, 0, layout.center, :dims]
+        there = points.sum(-1) != 0 if seen is None else seen
+        center = points[:, 0, self.center]
         if seen is not None:
-            center = center[_last_observed(seen[:, 0, layout.center], owner, base)]
-        moved = (points[..., :dims] - center[:, None, None]).masked_fill_(~there[..., None], 0)
-        if self.mode in ("front", "umurl"):
-            left, right = layout.shoulders
-            first = base
-            if seen is not None:
-                first = _first_observed(seen[:, 0, left] & seen[:, 0, right], owner, base)
-            matrix = self._facing((moved[first, 0, right] - moved[first, 0, left]).double()).float()
-            g, m, v, _ = moved.shape
-            moved = torch.bmm(moved.view(g, m * v, 3), matrix[owner].transpose(1, 2)).view(g, m, v, 3)
-        points[..., :dims] = moved
-        return points, seen
+            center = center[last_observed(seen[:, 0, self.center], owner, base)]
+        moved = (points - center[:, None, None]).masked_fill_(~there[..., None], 0)
+        if mode == "center":
+            return moved
+        matrix = self._facing(moved, seen, owner, base).float()
+        g, m, v, _ = moved.shape
+        return torch.bmm(moved.view(g, m * v, 3), matrix[owner].transpose(1, 2)).view(g, m, v, 3)
 
-    def _facing(self, shoulders: Tensor) -> Tensor:
-        """`(N, 3, 3)` from the vectors left to right shoulder `(N, 3)`."""
+    def _facing(self, moved: Tensor, seen: Tensor | None, owner: Tensor, base: Tensor) -> Tensor:
+        """The rotation `(N, 3, 3)` of each clip."""
+        left, right = self.layout.shoulders
+
+        def line(start: int, end: int) -> Tensor:
+            first = base if seen is None else first_observed(seen[:, 0, start] & seen[:, 0, end], owner, base)
+            return (moved[first, 0, end] - moved[first, 0, start]).double()
+
+        shoulders = line(left, right)
+        if self.mode == "front":
+            x, y, z = shoulders.unbind(-1)
+            vertical = self.layout.up[-1]
+            # a vector without a horizontal part has the angle 0
+            return yaw_matrix(torch.atan2(z, x) if vertical == "y" else torch.atan2(-y, x), up=vertical)
+        across = shoulders.new_tensor((1.0, 0.0, 0.0))
         if self.mode == "umurl":
-            return align_to(shoulders, shoulders.new_tensor((1.0, 0.0, 0.0)))
-        x, y, z = shoulders.unbind(-1)
-        vertical = self.layout.up[-1]
-        # a vector without a horizontal part has the angle 0
-        return yaw_matrix(torch.atan2(z, x) if vertical == "y" else torch.atan2(-y, x), up=vertical)
+            return align_to(shoulders, across)
+        upright = align_to(line(self._hips, self.center), shoulders.new_tensor((0.0, 0.0, 1.0)))
+        return align_to((upright @ shoulders[..., None]).squeeze(-1), across) @ upright
 
 
-def _fill_empty(present: Tensor, owner: Tensor, base: Tensor) -> Tensor:
-    """For each frame and person the row to take instead: leading empty frames dropped, the empty tail filled.
+def make_normalizer(option: str | Mapping[str, Any] | None, layout: Layout) -> Normalize | None:
+    """What a data config asks for: nothing, a mode by name, or options of :class:`Normalize` without the layout.
 
-    Args:
-        present: `(G, M)` bool, frames that are not empty.
-        owner: `(G,)` clip of each frame.
-        base: `(N,)` first row of each clip.
-
-    Returns:
-        `(G, M)` int64 rows.
+    Raises:
+        SkelactError: unknown mode or options that it does not take.
     """
-    g, m = present.shape
-    n = len(base)
-    row = torch.arange(g, device=present.device)[:, None].expand(g, m)
-    first = base[owner][:, None]
-    by_clip = owner[:, None].expand(g, m)
-    count = torch.zeros(n, m, dtype=torch.int64, device=present.device).index_add_(0, owner, present.long())
-    last = torch.full_like(count, -1).scatter_reduce_(0, by_clip, torch.where(present, row, -1), "amax")
-    late = ~present[base]  # the person is not there in the clip's first frame
-    # frames of the sequence that is repeated; one where there is none, to divide by
-    period = torch.where(late, count, last - base[:, None] + 1).clamp_min(1)[owner]
-    wanted = (row - first) % period
-    # rows of present frames, in order and without gaps
-    running = present.long().cumsum(0)
-    rank = running - 1 - (running[base] - present[base].long())[owner]
-    packed = row.clone()
-    person = torch.arange(m, device=present.device).expand(g, m)
-    packed[(first + rank)[present], person[present]] = row[present]
-    taken = torch.where(late[owner], packed.gather(0, first + wanted), first + wanted)
-    return torch.where(count[owner] > 0, taken, row)
+    if option is None:
+        return None
+    if isinstance(option, str):
+        return Normalize(option, layout)
+    allowed = ("mode", "center", "fill", "chunk")
+    unknown = [str(key) for key in option if key not in allowed]
+    if unknown or "mode" not in option:
+        wrong = f"no {', '.join(unknown)}" if unknown else "and needs mode"
+        raise SkelactError(f"data.normalize takes {', '.join(allowed)}, {wrong}; got {dict(option)}")
+    return Normalize(**option, layout=layout)
 
 
-def _last_observed(seen: Tensor, owner: Tensor, base: Tensor) -> Tensor:
-    """For each frame `(G,)` the latest row of its clip that was seen, else the first that will be, else itself."""
-    row = torch.arange(len(seen), device=seen.device)
-    latest = torch.where(seen, row, -1).cummax(0).values
-    return torch.where(latest >= base[owner], latest, _first_observed(seen, owner, base)[owner])
+def joint_index(layout: Layout, joint: str | int | None) -> int:
+    """Index of a joint given by name or index, the layout's centre where it is None.
+
+    Raises:
+        SkelactError: there is no such joint.
+    """
+    if joint is None:
+        return layout.center
+    if isinstance(joint, str):
+        return layout.index(joint)
+    if not 0 <= joint < layout.num_joints:
+        raise SkelactError(f"layout {layout.name!r} has no joint {joint}; it has 0 to {layout.num_joints - 1}")
+    return int(joint)
 
 
-def _first_observed(seen: Tensor, owner: Tensor, base: Tensor) -> Tensor:
-    """For each clip `(N,)` the first row that was seen, else its first row."""
-    row = torch.arange(len(seen), device=seen.device)
-    first = torch.full_like(base, len(seen)).scatter_reduce_(0, owner, torch.where(seen, row, len(seen)), "amin")
-    return torch.where(first < len(seen), first, base)
+def _hips_joint(layout: Layout) -> int:
+    """The joint both legs hang off; the centre where the layout does not say."""
+    ends = {layout.parents[legs[0]] for name, legs in layout.parts.items() if name.endswith("_leg") and legs}
+    return ends.pop() if len(ends) == 1 else layout.center

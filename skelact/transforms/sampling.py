@@ -1,6 +1,7 @@
 """Samplers: ragged clips in, dense views `(N, M, T, V, C)` of a fixed number of frames out.
 
-A batch is resampled by one gather with one pair of weights per output frame, whatever the lengths of its clips.
+A span of each clip is resampled by one gather with one pair of weights per output frame (:func:`resample`), or frames
+are picked by their indices in one gather (:func:`take`), whatever the lengths of the clips.
 """
 
 from __future__ import annotations
@@ -70,6 +71,32 @@ def resample(clips: RaggedClips, start: Tensor, length: Tensor, frames: int) -> 
     )
 
 
+def take(clips: RaggedClips, indices: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Pick frames of each clip, as they are.
+
+    Args:
+        clips: N clips.
+        indices: `(N, T)` int64, counted from the start of the clip, each below its length.
+        valid: `(N, T)` bool, False where there is no such frame; None: everywhere there is.
+
+    Returns:
+        views `(N, M, T, V, C)` float32, whose memory is `(N, T, M, V, C)`, and mask `(N, M, T, V)`, or None where clips
+        have no mask and all frames are valid. What was not observed is zero.
+    """
+    m, v, c = clips.shape
+    n, frames = indices.shape
+    rows = (clips.start[:, None] + indices).view(-1)
+    views = clips.frames.index_select(0, rows).float()
+    seen = None if clips.mask is None else clips.mask.index_select(0, rows)
+    if valid is not None:
+        there = valid.reshape(-1, 1, 1).expand(-1, m, v)
+        seen = there.contiguous() if seen is None else seen & there
+    if seen is not None:
+        views = views.masked_fill(~seen[..., None], 0)
+        seen = seen.view(n, frames, m, v).transpose(1, 2)
+    return views.view(n, frames, m, v, c).transpose(1, 2), seen
+
+
 class Sampler(nn.Module, ABC):
     """Makes dense views of ragged clips.
 
@@ -80,11 +107,26 @@ class Sampler(nn.Module, ABC):
         SkelactError: fewer than one frame asked for.
     """
 
+    evaluates = True
+    """Whether there are views without draws, so that a method can be evaluated on them."""
+
     def __init__(self, frames: int = 64) -> None:
         super().__init__()
         if frames < 1:
             raise SkelactError(f"frames must be at least 1, got {frames}")
         self.frames = int(frames)
+
+    @abstractmethod
+    def forward(self, clips: RaggedClips, draws: Draws | None = None) -> tuple[Tensor, Tensor | None]:
+        """Views `(N, M, T, V, C)` float32 and mask `(N, M, T, V)` or None; without draws, those for evaluation."""
+
+    def extra_repr(self) -> str:
+        """The options, for printing."""
+        return ", ".join(f"{key}={value}" for key, value in vars(self).items() if key[0] != "_" and key != "training")
+
+
+class SpanSampler(Sampler):
+    """A span of consecutive frames of each clip, resampled to T frames by interpolation."""
 
     @abstractmethod
     def draw(self, length: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
@@ -94,12 +136,8 @@ class Sampler(nn.Module, ABC):
         """Views `(N, M, T, V, C)` float32 and mask `(N, M, T, V)` or None."""
         return resample(clips, *self.draw(clips.length, draws), self.frames)
 
-    def extra_repr(self) -> str:
-        """The options, for printing."""
-        return ", ".join(f"{key}={value}" for key, value in vars(self).items() if key[0] != "_" and key != "training")
 
-
-class CropResize(Sampler):
+class CropResize(SpanSampler):
     """A random span of each clip, resized (UmURL's temporal crop-resize; Sun et al., ACM MM 2023, reference code).
 
     Of n frames, `min(max(floor(n s), min_crop), n)` consecutive ones are taken, s uniform on `ratio`, from a uniformly
@@ -114,6 +152,8 @@ class CropResize(Sampler):
         SkelactError: the range is not within (0, 1], or a number is below 1.
     """
 
+    evaluates = False
+
     def __init__(self, frames: int = 64, ratio: tuple[float, float] = (0.1, 1.0), min_crop: int | None = None) -> None:
         super().__init__(frames)
         low, high = (float(value) for value in ratio)
@@ -127,7 +167,9 @@ class CropResize(Sampler):
     def draw(self, length: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
         """Start and length `(N,)` int64 of the crops."""
         if draws is None:
-            raise SkelactError("CropResize is random and needs draws; use CenterCrop for evaluation")
+            raise SkelactError(
+                "CropResize is random and needs draws; use CenterCrop for evaluation (sampling@method.sampler=whole)"
+            )
         low, high = self.ratio
         crop = self.crop_length(length, draws.uniform("crop.ratio", low=low, high=high))
         return draws.integers("crop.start", length - crop + 1), crop
@@ -137,7 +179,7 @@ class CropResize(Sampler):
         return torch.minimum((length * share.double()).long().clamp_min(self.min_crop), length)
 
 
-class CenterCrop(Sampler):
+class CenterCrop(SpanSampler):
     """The middle of each clip, resized; nothing random (UmURL's evaluation crop, `ratio=1.0`: the whole clip).
 
     Args:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 
 from skelact.clips import RaggedClips
 from skelact.data.datamodules import SkeletonDataModule
-from skelact.data.loading import DealtBatches
+from skelact.data.loading import DealtBatches, available_memory
 from skelact.data.store import Store, StoreError
+from skelact.data.writer import StoreWriter
 from skelact.errors import SkelactError
 from skelact.transforms.normalize import Normalize
 
@@ -51,6 +53,28 @@ def test_the_three_residences_give_equal_batches(tmp_path, monkeypatch, layout, 
         got = [m.transfer_batch_to_device(batch, cpu) for (m, _), batch in zip(loaders, batches, strict=True)]
         _equal(got[0], got[1])
         _equal(got[0], got[2])
+
+
+@pytest.mark.parametrize("residence", ["disk", "ram"])
+@pytest.mark.parametrize("extra", [["depth_x", "tracking"], ["depth_x", "score", "tracking"], ["score"]])
+def test_batches_have_coordinates_and_a_score_whatever_else_the_store_keeps(tmp_path, residence, extra):
+    """Pixels and tracking states stay in the store; `score`, wherever it stands, comes last."""
+    channels = ["x", "y", "z", *extra]
+    draw = np.random.default_rng(0)
+    with StoreWriter(tmp_path / "s", make_card(channels=channels)) as writer:
+        clips = [draw.standard_normal((5 + k, 1, 20, len(channels))).astype("f4") for k in range(8)]
+        for k, frames in enumerate(clips):
+            writer.add(f"c{k}", frames, k % 3, subject=1 + k % 4)
+    want = [0, 1, 2] + ([channels.index("score")] if "score" in extra else [])
+    module = SkeletonDataModule(str(tmp_path / "s"), "xsub", residence=residence, channels=len(want), eval_batch_size=3)
+    assert module.num_channels == len(want)
+    for batch in module.batches("train+val"):
+        for row, index in enumerate(batch.index.tolist()):
+            np.testing.assert_array_equal(batch.clip(row).numpy(), clips[index][..., want])
+    assert module.store.frames.shape[3] == len(channels)
+    assert module._ready.nbytes() == module._ready.load_all().frames.nbytes
+    with pytest.raises(SkelactError, match=rf"data.channels={len(want)}"):
+        SkeletonDataModule(str(tmp_path / "s"), "xsub", channels=9).setup()
 
 
 def test_resident_batches_are_integers(store):
@@ -106,7 +130,8 @@ def test_attributes_without_an_explicit_setup(store):
         ({"channels": 2}, "data.channels=3"),
         ({"layout": "coco17"}, "data.layout=coco17 does not suit .*kinect20.*set data.layout=kinect20"),
         ({"layout": "ntu52"}, "unknown layout 'ntu52'"),
-        ({"normalize": "centre"}, "centre"),
+        ({"normalize": "centre"}, "data.normalize does not suit .*unknown normalisation 'centre'"),
+        ({"normalize": {"mode": "center", "fil": "copy"}}, "data.normalize takes mode, center, fill, chunk, no fil"),
         ({"split": "xview"}, "no split 'xview'.*xsub"),
         ({"residence": "cloud"}, "data.residence='cloud'"),
         ({"fit": "test"}, "data.fit='test'"),
@@ -116,6 +141,11 @@ def test_attributes_without_an_explicit_setup(store):
 def test_configuration_that_does_not_fit_the_store(store, options, reason):
     with pytest.raises(SkelactError, match=reason):
         SkeletonDataModule(**{"store": str(store.path), "split": "xsub", **options}).setup()
+
+
+def test_normalisation_with_options(store):
+    module = SkeletonDataModule(str(store.path), "xsub", normalize={"mode": "body", "center": "shoulder_center"})
+    assert (next(module.batches("test")).frames[:, :, module.layout.index("shoulder_center")] == 0).all()
 
 
 def test_a_missing_store_names_the_command(tmp_path):
@@ -269,3 +299,10 @@ def test_embedded_datasets_prepare_themselves(embedded_root, name, sizes):
 
 def test_card_of_conftest_is_whole(tmp_path):
     assert set(make_card()) <= set(write_store(tmp_path / "s").card)
+
+
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="reads /proc/meminfo")
+def test_memory_that_caches_hold_can_be_had():
+    with open("/proc/meminfo") as stream:
+        numbers = {line.split(":")[0]: int(line.split()[1]) << 10 for line in stream}
+    assert numbers["MemFree"] / 2 < available_memory() <= numbers["MemTotal"]

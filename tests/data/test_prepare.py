@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 from skelact.data.embedded import open_store
-from skelact.data.prepare import prepare_dataset
+from skelact.data.prepare import locked, prepare_dataset
 from skelact.data.readers.nw_ucla import NWUCLAReader
 from skelact.data.store import Store
 from skelact.errors import SkelactError
@@ -29,7 +29,7 @@ def test_report_counts_and_progress_bar(tmp_path, capsys):
     report = prepare_dataset(NWUCLAReader(), tmp_path / "raw", tmp_path / "s")
     assert report.clips == 12 and report.skipped == [] and report.kept == 0
     assert report.fingerprint == Store(tmp_path / "s").fingerprint and report.frames == Store(tmp_path / "s").shape[0]
-    assert "12 clips" in str(report) and "preparing nw_ucla" in capsys.readouterr().out
+    assert "12 clips" in str(report) and "prepared nw_ucla" in capsys.readouterr().out
 
 
 def test_killed_and_started_again_gives_the_same_store(tmp_path):
@@ -37,7 +37,7 @@ def test_killed_and_started_again_gives_the_same_store(tmp_path):
     prepare_dataset(NWUCLAReader(), tmp_path / "raw", tmp_path / "want", progress=False)
     script = textwrap.dedent("""
         import os, signal, sys
-        from skelact.data.prepare import prepare_dataset
+        from skelact.data.prepare import locked, prepare_dataset
         from skelact.data.readers.nw_ucla import NWUCLAReader
 
         class Dying(NWUCLAReader):
@@ -147,3 +147,28 @@ def test_processes_that_meet_at_first_use_share_one_store(tmp_path):
         prints = pool.map(_open, [str(tmp_path / "hdm05")] * 3)
     assert len(set(prints)) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hdm05", "hdm05.lock"]
+
+
+def _hold(target, held, go):
+    with locked(target):
+        held.set()
+        go.wait(30)
+
+
+def test_a_second_preparation_of_one_store_waits_and_says_so(tmp_path, capfd):
+    write_ucla(tmp_path / "raw")
+    context = multiprocessing.get_context("fork")
+    held, go = context.Event(), context.Event()
+    first = context.Process(target=_hold, args=(tmp_path / "s", held, go))
+    first.start()
+    assert held.wait(30)
+    arguments = (NWUCLAReader(), tmp_path / "raw", tmp_path / "s", False, 1, False)
+    second = context.Process(target=prepare_dataset, args=arguments)
+    second.start()
+    second.join(0.3)
+    assert second.is_alive() and not (tmp_path / "s").exists()
+    go.set()
+    second.join(30)
+    first.join(30)
+    assert second.exitcode == 0 and len(Store(tmp_path / "s")) == 12
+    assert "waiting for the process that prepares" in capfd.readouterr().err

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from skelact.data import store as store_module
 from skelact.data.npyfile import GrowingNpy
 from skelact.data.store import Store, StoreError, file_entry, fingerprint
-from skelact.data.writer import StoreWriter
+from skelact.data.writer import StoreWriter, statistics
 from skelact.errors import SkelactError
 
 from .conftest import make_card, make_clips, write_store
@@ -83,22 +84,72 @@ def test_a_changed_byte_is_refused(tmp_path, name):
         Store(tmp_path / "s")
 
 
-def test_large_stores_are_sampled_at_opening_and_verified_whole(tmp_path, monkeypatch):
+@pytest.fixture
+def large(tmp_path, monkeypatch):
+    """A store that is treated as a large one, and the place of a byte between two sampled blocks of its frames."""
     write_store(tmp_path / "s", count=400)
     monkeypatch.setattr(store_module, "WHOLE_CHECK_BYTES", 0)
-    path = tmp_path / "s" / "frames.npy"
-    content = bytearray(path.read_bytes())
-    step = (len(content) - 4096) // 64
+    step = ((tmp_path / "s" / "frames.npy").stat().st_size - 4096) // 64
     assert step > 4200  # there is room between two sampled blocks
-    content[step + 4096 + 50] ^= 1
+    return tmp_path / "s", step + 4096 + 50
+
+
+def _flip(path, position, keep_time=False):
+    times = path.stat()
+    content = bytearray(path.read_bytes())
+    content[position] ^= 1
     path.write_bytes(content)
-    store = Store(tmp_path / "s")
+    if keep_time:
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_large_stores_are_read_whole_when_a_file_was_touched(large, capsys):
+    path, between = large
+    Store(path)
+    assert capsys.readouterr().err == ""  # as preparation left it: sampled only
+    os.utime(path / "frames.npy")
+    Store(path)
+    assert "reading all" in capsys.readouterr().err
+    Store(path)
+    assert capsys.readouterr().err == ""  # it was remembered
+    _flip(path / "frames.npy", between)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"frames.npy: was changed"):
+            Store(path)
+
+
+def test_without_its_note_a_large_store_is_read_whole(large, capsys):
+    path, between = large
+    (path / ".verified.json").unlink()
+    Store(path)
+    assert "reading all" in capsys.readouterr().err and (path / ".verified.json").exists()
+    for content in ("{", "[]", '{"fingerprint": "other", "files": {}}'):
+        (path / ".verified.json").write_text(content)
+        Store(path)
+        assert "reading all" in capsys.readouterr().err
+    _flip(path / "frames.npy", between)
+    (path / ".verified.json").unlink()
+    with pytest.raises(StoreError, match="changed"):
+        Store(path)
+
+
+def test_read_only_media_are_sampled(large, monkeypatch, capsys):
+    path, between = large
+    (path / ".verified.json").unlink()
+    monkeypatch.setattr(os, "access", lambda *arguments: False)
+    Store(path)
+    assert capsys.readouterr().err == "" and not (path / ".verified.json").exists()
+    _flip(path / "frames.npy", between - 4096)  # inside a sampled block
+    with pytest.raises(StoreError, match="changed"):
+        Store(path)
+
+
+def test_verify_sees_what_sampling_does_not(large):
+    path, between = large
+    _flip(path / "frames.npy", between, keep_time=True)
+    store = Store(path)
     with pytest.raises(StoreError, match="changed"):
         store.verify()
-    content[step + 100] ^= 1  # inside a sampled block
-    path.write_bytes(content)
-    with pytest.raises(StoreError, match="changed"):
-        Store(tmp_path / "s")
 
 
 def _forge(path, **card_changes):
@@ -266,3 +317,18 @@ def test_growing_npy_is_a_plain_npy(tmp_path):
     grown.finish()
     loaded = np.load(tmp_path / "x.npy")
     assert loaded[:, 0, 0].tolist() == [1, 2, 2, 3, 3, 3] and loaded.dtype == np.int16
+
+
+def test_statistics_count_what_is_absent():
+    draw = np.random.default_rng(0)
+    frames = draw.standard_normal((9000, 2, 5, 4))
+    mask = draw.random((9000, 2, 5)) > 0.2
+    frames[::3, 1], mask[::3, 1] = 0, False
+    found = statistics(frames, mask)
+    np.testing.assert_allclose(found["mean"], frames[mask].mean(0), atol=2e-6)
+    np.testing.assert_allclose(found["std"], frames[mask].std(0), atol=2e-6)
+    assert found["absent_persons"] == pytest.approx(1 - mask.any(2).mean(), abs=1e-6)
+    assert found["absent_joints"] == pytest.approx(1 - mask.sum() / (5 * mask.any(2).sum()), abs=1e-6)
+    plain = statistics(frames, None)
+    assert plain["absent_persons"] == pytest.approx(1 / 6, abs=1e-6) and "absent_joints" not in plain
+    np.testing.assert_allclose(plain["mean"], frames.reshape(-1, 4).mean(0), atol=2e-6)

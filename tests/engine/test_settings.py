@@ -37,7 +37,10 @@ def test_data_overrides_come_on_top_of_a_checkpoint(skelact_run, trained, tmp_pa
     assert config(tmp_path / "probe")["data"]["name"] == "tiny"
 
 
-@pytest.mark.parametrize("override", ["method.projector_width=8", "backbone=umurl", "frames=9", "augment=none"])
+@pytest.mark.parametrize(
+    "override",
+    ["method.projector_width=8", "backbone=umurl", "frames=9", "augment=none", "sampling@method.sampler=whole"],
+)
 def test_a_checkpoint_decides_its_method(skelact_run, trained, override, capsys):
     assert skelact_run(f"checkpoint={trained}", "protocol=linear", override, tiny=False) == 2
     text = capsys.readouterr().err

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from skelact.backbones.umurl import UmURLEncoder
 from skelact.benchmarks.straightforward_umurl import StraightforwardUmURL
 from skelact.clips import RaggedClips
+from skelact.errors import SkelactError
 from skelact.methods.umurl import UmURL
 from skelact.transforms.sampling import CenterCrop, CropResize
 from skelact.transforms.views import ViewMaker
@@ -256,4 +257,12 @@ def test_every_option_is_in_the_configuration(group, target):
     path = Path(__file__).parents[2] / "conf" / group / "umurl.yaml"
     node = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     assert node.pop("_target_") == f"{target.__module__}.{target.__name__}"
-    assert set(node) == set(inspect.signature(target).parameters)
+    chosen = [key for entry in node.pop("defaults", []) if isinstance(entry, dict) for key in entry]  # group@option
+    options = {*node, *(key.rpartition("@")[2] for key in chosen)}
+    assert options == set(inspect.signature(target).parameters)
+
+
+def test_a_random_sampler_is_refused_for_evaluation():
+    encoder = UmURLEncoder("kinect20", 1, 8, width=16)
+    with pytest.raises(SkelactError, match=r"method.sampler: CropResize is random.*sampling@method.sampler=whole"):
+        UmURL(encoder, "kinect20", CropResize(8), projector_width=8)

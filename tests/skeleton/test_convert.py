@@ -82,6 +82,21 @@ def test_masks_move_along_and_unobserved_joints_are_zero():
     assert out[0, 1, left_hip, 2] == frames[0, 1, 11, 2]  # the score is still told
 
 
+def test_scores_in_the_released_order():
+    frames = points("coco17", 3, 2)
+    mask = torch.rand(3, 2, 17, generator=torch.Generator().manual_seed(1)) > 0.2
+    plain, seen = convert(frames, "coco17", "h36m17", mask, score_channel=True)
+    out, same = convert(frames, "coco17", "h36m17", mask, score_channel=True, scores="as_released")
+    assert torch.equal(out[..., :2], plain[..., :2]) and torch.equal(same, seen)
+    assert torch.equal(out[..., 2], frames[..., 2]) and not torch.equal(plain[..., 2], frames[..., 2])
+    array, _ = convert(frames.numpy(), "coco17", "h36m17", mask.numpy(), True, "as_released")
+    np.testing.assert_array_equal(array, out)
+    with pytest.raises(LayoutError, match="'as_was' is not one of converted, as_released"):
+        convert(frames, "coco17", "h36m17", scores="as_was")
+    with pytest.raises(LayoutError, match="different numbers of joints"):
+        convert(points("kinect20", 2, c=4), "kinect20", "ntu25", score_channel=True, scores="as_released")
+
+
 def test_arrays_give_arrays_and_keep_their_type():
     frames = points("hdm05_31", 6, 1).numpy()
     expected, _ = convert(torch.from_numpy(frames), "hdm05_31", "ntu25")

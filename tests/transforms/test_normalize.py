@@ -9,7 +9,7 @@ from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
 from skelact.skeleton import get_layout
 from skelact.skeleton.geometry import yaw_matrix
-from skelact.transforms.normalize import MODES, Normalize
+from skelact.transforms.normalize import MODES, Normalize, make_normalizer
 
 NTU = get_layout("ntu25")
 
@@ -139,7 +139,7 @@ def test_unobserved_rubbish_does_not_leak():
     clips = make([4, 3])
     seen = torch.rand(clips.frames.shape[:3], generator=torch.Generator().manual_seed(0)) > 0.2
     rubbish = replace(clips, frames=torch.where(seen[..., None], clips.frames, torch.nan), mask=seen)
-    for mode in ("center", "front", "umurl"):
+    for mode in MODES[1:]:
         out = Normalize(mode, NTU)(rubbish)
         assert out.frames.isfinite().all() and (out.frames[~out.mask] == 0).all()
         torch.testing.assert_close(out.frames, Normalize(mode, NTU)(with_mask(clips, seen)).frames)
@@ -188,3 +188,99 @@ def test_wrong_options(mode, layout, message):
 def test_wrong_clips():
     with pytest.raises(SkelactError, match="'kinect20' has 20 joints with 3 coordinates, the clips 25 joints"):
         Normalize("center", "kinect20")(make([3]))
+
+
+def test_first_frame_keeps_the_path():
+    clips = make([5, 6])
+    late = clips.frames.clone()
+    late[:2, 0] = 0  # person 0 comes in frame 2 of the first clip
+    out = Normalize("first_frame", NTU)(replace(clips, frames=late))
+    for row, first in ((0, 2), (1, 0)):
+        clip = replace(clips, frames=late).clip(row)
+        expected = (clip - clip[first, 0, NTU.center]) * (clip != 0)
+        torch.testing.assert_close(out.clip(row), expected)
+
+
+@pytest.mark.parametrize("mode", ["none", "first_frame", "center"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_absent_bodies_become_copies(mode, masked):
+    clips = make([4, 3, 5])
+    seen = torch.ones(clips.frames.shape[:3], dtype=torch.bool)
+    seen[:4, 1] = False  # throughout the first clip
+    seen[8:, 1] = False  # at the end of the third
+    clips = with_mask(clips, seen) if masked else replace(clips, frames=clips.frames * seen[..., None])
+    plain, filled = Normalize(mode, NTU)(clips), Normalize(mode, NTU, fill="copy")(clips)
+    assert torch.equal(filled.clip(0)[:, 1], plain.clip(0)[:, 0])
+    assert filled.clip_mask(0).all()
+    for row in (1, 2):
+        assert torch.equal(filled.clip(row), plain.clip(row))
+        assert torch.equal(filled.clip_mask(row), plain.clip_mask(row))
+
+
+@given(yaw=st.floats(-3, 3), tilt=st.floats(-1.5, 1.5), shift=st.floats(-5, 5))
+@settings(max_examples=20, deadline=None)
+def test_cmd_sets_bodies_upright_on_z(yaw, tilt, shift):
+    clips = make([5, 1, 8], m=1)
+    pose = clips.frames.clone()
+    centre = pose[:, 0, NTU.center]
+    for joint, place in ((0, (0.0, -0.5, 0.0)), (4, (-0.2, 0.5, 0.0)), (8, (0.2, 0.5, 0.0))):
+        pose[:, 0, joint] = centre + torch.tensor(place)
+    turn = yaw_matrix(torch.tensor(yaw), "y") @ yaw_matrix(torch.tensor(tilt), "z")
+    out = Normalize("cmd", NTU)(replace(clips, frames=pose @ turn.T + shift))
+    for row in range(3):
+        first = out.clip(row)[0, 0]
+        torch.testing.assert_close(first[0], torch.tensor([0.0, 0.0, -0.5]), rtol=0, atol=1e-4)
+        torch.testing.assert_close(first[8] - first[4], torch.tensor([0.4, 0.0, 0.0]), rtol=0, atol=1e-4)
+
+
+def test_body_front_faces_every_frame():
+    clips = make([5, 3])
+    bodies, fronts = Normalize("body", NTU)(clips), Normalize("body_front", NTU)(clips)
+    centre = clips.frames[:, :, NTU.center, None]
+    torch.testing.assert_close(bodies.frames, clips.frames - centre)
+    line = fronts.frames[:, :, 8] - fronts.frames[:, :, 4]
+    assert (line[..., 0] > 0).all()
+    torch.testing.assert_close(line[..., 2], torch.zeros_like(line[..., 2]), rtol=0, atol=1e-5)
+    torch.testing.assert_close(fronts.frames[..., 1], bodies.frames[..., 1])
+    torch.testing.assert_close(fronts.frames.norm(dim=-1), bodies.frames.norm(dim=-1))
+    chest = Normalize("body", NTU, center="spine_shoulder")(clips)
+    assert (chest.frames[:, :, 20] == 0).all()
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4), masked=st.booleans(), seed=st.integers(0, 30))
+@settings(max_examples=40, deadline=None)
+def test_minmax_fills_the_box(sizes, masked, seed):
+    clips = make(sizes, seed, m=1)
+    if masked:
+        some = torch.rand(clips.frames.shape[:3], generator=torch.Generator().manual_seed(seed)) > 0.3
+        some[:, :, :2] = True
+        clips = with_mask(clips, some)
+    out = Normalize("minmax", NTU)(clips)
+    for row in range(len(sizes)):
+        there = out.clip(row)[out.clip_mask(row)]
+        torch.testing.assert_close(there.amin(0), torch.full((3,), -1.0))
+        torch.testing.assert_close(there.amax(0), torch.full((3,), 1.0))
+
+
+def test_minmax_of_what_does_not_vary():
+    flat = make([3], m=1)
+    flat.frames[..., 1] = 2.0
+    out = Normalize("minmax", NTU)(flat)
+    assert (out.frames[..., 1] == 0).all() and out.frames.isfinite().all()
+
+
+def test_options_of_a_data_config():
+    assert make_normalizer(None, NTU) is None
+    assert make_normalizer("front", NTU).mode == "front"
+    made = make_normalizer({"mode": "first_frame", "fill": "copy", "center": "neck"}, NTU)
+    assert (made.mode, made.fill, made.center) == ("first_frame", "copy", 2)
+    with pytest.raises(SkelactError, match="takes mode, center, fill, chunk, no foo"):
+        make_normalizer({"mode": "center", "foo": 1}, NTU)
+    with pytest.raises(SkelactError, match="and needs mode"):
+        make_normalizer({"fill": "copy"}, NTU)
+    with pytest.raises(SkelactError, match="fill='twice' is not one of none, copy"):
+        Normalize("center", NTU, fill="twice")
+    with pytest.raises(SkelactError, match="no joint 25; it has 0 to 24"):
+        Normalize("center", NTU, center=25)
+    with pytest.raises(SkelactError, match="which are one in layout 'hdm05_31'"):
+        Normalize("cmd", "hdm05_31")

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
@@ -14,7 +13,7 @@ from skelact.transforms.sampling import CenterCrop, CropResize
 from skelact.transforms.spatial import Compose, JointCorruption, OneOf, RandomRotation, Shear
 from skelact.transforms.views import ViewMaker
 
-CONF = Path(__file__).parents[2] / "conf" / "augment"
+ROOT = Path(__file__).parents[2]
 
 
 def make(count=12):
@@ -69,11 +68,12 @@ def test_without_a_transform():
 
 
 def build(name):
+    from hydra import compose, initialize_config_module
     from hydra.utils import instantiate
-    from omegaconf import OmegaConf
 
-    node = OmegaConf.create({"frames": 32, "augment": yaml.safe_load((CONF / f"{name}.yaml").read_text())})
-    return instantiate(node, _convert_="all")["augment"]
+    with initialize_config_module("skelact.conf", version_base="1.3"):
+        config = compose("config", overrides=[f"augment={name}", "frames=32", "name=test", "run_dir=runs/test"])
+    return instantiate(config.augment, _convert_="all")
 
 
 @pytest.mark.parametrize(("name", "views"), [("none", 1), ("umurl", 4), ("umurl_yaw", 4)])
@@ -93,7 +93,7 @@ def test_recipes_of_the_augment_group(name, views):
 
 
 def test_transforms_need_neither_lightning_nor_hydra():
-    package = CONF.parents[1] / "skelact"
+    package = ROOT / "skelact"
     files = [
         package / "clips.py",
         package / "errors.py",

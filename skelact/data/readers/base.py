@@ -6,11 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from skelact.errors import SkelactError
+
+if TYPE_CHECKING:
+    from skelact.data.store import Store
+    from skelact.data.writer import StoreWriter
 
 
 class DamagedClip(SkelactError):
@@ -76,11 +80,13 @@ class Reader(ABC):
     Attributes:
         name: name of the dataset.
         masked: whether its clips carry masks.
+        in_process: whether it must read in the preparing process (one file with all clips, loaded once).
         notes: what :meth:`scan` noticed besides damage (clips left out by an official list, ...), for the report.
     """
 
     name: str = ""
     masked: bool = False
+    in_process: bool = False
     notes: Sequence[str] = ()
 
     def locate(self, source: str | Path | None) -> Path:
@@ -95,6 +101,17 @@ class Reader(ABC):
         if not path.exists():
             raise SkelactError(f"{self.name}: source {path} does not exist")
         return path
+
+    def folder(self, source: str | Path | None, usual: str) -> Path:
+        """The source folder, or the one called `usual` in it where there is one.
+
+        Raises:
+            SkelactError: no source given, or it is not a folder.
+        """
+        path = self.locate(source)
+        if not path.is_dir():
+            raise SkelactError(f"{self.name}: source {path} is not a folder")
+        return path / usual if (path / usual).is_dir() else path
 
     @abstractmethod
     def scan(self, source: str | Path | None) -> list[Item]:
@@ -120,16 +137,29 @@ class Reader(ABC):
     def card(self, items: Sequence[Item]) -> dict[str, Any]:
         """What the dataset is: the card entries that :class:`skelact.data.writer.StoreWriter` wants."""
 
+    def make_writer(self, target: Path, card: dict[str, Any], dtype: str) -> StoreWriter:
+        """What writes this reader's clips."""
+        from skelact.data.writer import StoreWriter  # brings torch, which reader processes do without
 
-def refuse_non_finite(frames: np.ndarray, item: Item, joints: Sequence[str] | str) -> None:
-    """Raise :class:`DamagedClip` naming frame and joint of the first coordinate `(T, M, V, C)` that is not finite.
+        return StoreWriter(target, card, dtype, self.masked)
+
+    def open_store(self, target: Path) -> Store:
+        """The store that was written, checked."""
+        from skelact.data.store import Store
+
+        return Store(target)
+
+
+def refuse_non_finite(frames: np.ndarray, item: Item, joints: Sequence[str] | str, offset: int = 0) -> None:
+    """Raise :class:`DamagedClip` naming frame and joint of the first coordinate `(T, M, V, C)` not finite in float32.
 
     Args:
         frames: coordinates.
         item: the clip.
         joints: names of the joints, or the name of a layout.
+        offset: number of the first frame.
     """
-    bad = ~np.isfinite(frames).all(axis=-1)
+    bad = ~(np.abs(frames) <= np.finfo(np.float32).max).all(axis=-1)
     if bad.any():
         frame, person, joint = (int(k) for k in np.argwhere(bad)[0])
         if isinstance(joints, str):
@@ -138,7 +168,9 @@ def refuse_non_finite(frames: np.ndarray, item: Item, joints: Sequence[str] | st
             joints = get_layout(joints).joints
         person_text = f" of person {person}" if frames.shape[1] > 1 else ""
         raise DamagedClip(
-            item.path, f"frame {frame}, joint {joints[joint]}{person_text}", "a coordinate is not a finite number"
+            item.path,
+            f"frame {frame + offset}, joint {joints[joint]}{person_text}",
+            "a coordinate is not a finite number",
         )
 
 

@@ -6,7 +6,6 @@ The formats are described in docs/datasets.md.
 from __future__ import annotations
 
 import csv
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,48 +68,53 @@ class CustomReader(Reader):
         self.masked = missing == "nan" or self.persons > 1
 
     def scan(self, source: str | Path | None) -> list[Item]:
-        """One item for each row of the clips table, in its order.
+        """One item for each row of the clips table, in its order; a row that cannot be used is damage.
 
         Raises:
-            SkelactError: no table, a required column is missing, a name twice, an empty field, a file outside the
-                folder, or a label that is not among the given class names.
+            SkelactError: no table, a required column is missing, or a column has a name of the store's own.
         """
         folder = self.locate(source)
         table = folder / TABLE
-        try:
-            with open(table, encoding="utf-8-sig", newline="") as stream:
-                reader = csv.DictReader(stream, strict=True)
-                header = [str(key).strip() for key in reader.fieldnames or ()]
-                reader.fieldnames = header
-                rows = [(reader.line_num, row) for row in reader]
-        except FileNotFoundError:
-            raise SkelactError(f"{folder} has no {TABLE} (a table with columns name, file, label)") from None
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise SkelactError(f"{table} cannot be read as a table: {error}") from error
+        header, rows = _table(folder)
         if absent := [key for key in _REQUIRED if key not in header]:
             raise SkelactError(f"{table} lacks the column {', '.join(absent)}; it has {', '.join(header)}")
-        labels = [self._field(table, line, row, "label") for line, row in rows]
-        self._classes = self._given_classes or _sorted_labels(labels)
         if taken := sorted({"start", "length"} & set(header)):
             raise SkelactError(f"{table}: column {', '.join(taken)} is the store's own; call it otherwise")
-        extra = [key for key in header if key not in _REQUIRED]
-        whole = {key: all(_is_whole(row.get(key)) for _, row in rows) for key in extra}
-        items: list[Item] = []
+        good: list[dict[str, str]] = []
+        damaged: list[Item] = []
         lines: dict[str, int] = {}
-        for (line, row), label in zip(rows, labels, strict=True):
-            name, file = self._field(table, line, row, "name"), self._field(table, line, row, "file")
-            if name in lines:
-                raise SkelactError(f"{table}, line {line}: name {name!r} was given in line {lines[name]} already")
-            lines[name] = line
-            if label not in self._classes:
-                raise SkelactError(f"{table}, line {line}: label {label!r} is not one of {', '.join(self._classes)}")
-            path = folder / file
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise SkelactError(f"{table}, line {line}: file {file!r} lies outside {folder}")
-            columns = {key: self._field(table, line, row, key) for key in extra}
-            typed = {key: int(value) if whole[key] else value for key, value in columns.items()}
-            items.append(Item(name, path, self._classes.index(label), typed))
-        return items
+        for line, row in rows:
+            reason = self._wrong(folder, row, lines)
+            if reason:
+                damaged.append(Item(f"{TABLE} line {line}", table, damage=(f"line {line}", reason)))
+                continue
+            good.append({key: str(row[key]).strip() for key in header})
+            lines[good[-1]["name"]] = line
+        self._classes = self._given_classes or _sorted_labels([row["label"] for row in good])
+        extra = [key for key in header if key not in _REQUIRED]
+        whole = {key: all(_is_whole(row[key]) for row in good) for key in extra}
+        items = []
+        for row in good:
+            columns = {key: int(row[key]) if whole[key] else row[key] for key in extra}
+            items.append(Item(row["name"], folder / row["file"], self._classes.index(row["label"]), columns))
+        return items + damaged
+
+    def _wrong(self, folder: Path, row: Mapping[Any, Any], lines: Mapping[str, int]) -> str:
+        """What is wrong with a row of the table; empty when nothing is."""
+        if None in row or None in row.values():
+            return "has more or fewer fields than the heading"
+        if empty := [key for key, value in row.items() if not value.strip()]:
+            return f"{empty[0]} is empty"
+        name, file, label = (row[key].strip() for key in _REQUIRED)
+        if name in lines:
+            return f"name {name!r} was given in line {lines[name]} already"
+        if self._given_classes is not None and label not in self._given_classes:
+            return f"label {label!r} is not one of {', '.join(self._given_classes)}"
+        try:
+            inside = (folder / file).resolve().is_relative_to(folder.resolve())
+        except (OSError, ValueError, RuntimeError):  # a zero byte, a name too long, links in a ring
+            return f"file {file[:80]!r} cannot be a file's name"
+        return "" if inside else f"file {file!r} lies outside {folder}"
 
     def read(self, item: Item) -> Clip:
         """Frames `(T, M, V, C)` float32, and a mask where the data can have gaps."""
@@ -140,12 +144,11 @@ class CustomReader(Reader):
 
         splits = self.splits
         if splits is None:
-            has = bool(items) and "split" in items[0].columns
-            found = {str(item.columns["split"]) for item in items} if has else set()
+            found = {str(item.columns["split"]) for item in items if "split" in item.columns}
             rule: dict[str, Any] = {"factor": "split", "train": ["train", "val"], "test": ["test"]}
             if "val" in found:
                 rule["val"] = {"factor": "split", "values": ["val"]}
-            splits = {"default": rule} if has else {}
+            splits = {"default": rule} if found else {}
         return {
             "name": self.name,
             "layout": self.layout.to_dict(),
@@ -191,14 +194,20 @@ class CustomReader(Reader):
             raise DamagedClip(item.path, "", "no joint was observed in any frame")
         return Clip(np.where(seen[..., None], frames, 0.0).astype(np.float32), seen if self.masked else None)
 
-    @staticmethod
-    def _field(table: Path, line: int, row: Mapping[Any, Any], key: str) -> str:
-        value = row.get(key)
-        if None in row or value is None:
-            raise SkelactError(f"{table}, line {line}: has more or fewer fields than the heading")
-        if not value.strip():
-            raise SkelactError(f"{table}, line {line}: {key} is empty")
-        return str(value.strip())
+
+def _table(folder: Path) -> tuple[list[str], list[tuple[int, dict[Any, Any]]]]:
+    """Heading of the clips table, and its rows with their line numbers."""
+    table = folder / TABLE
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            header = [str(key).strip() for key in reader.fieldnames or ()]
+            reader.fieldnames = header
+            return header, [(reader.line_num, row) for row in reader]
+    except FileNotFoundError:
+        raise SkelactError(f"{folder} has no {TABLE} (a table with columns name, file, label)") from None
+    except (csv.Error, UnicodeDecodeError, OSError) as error:
+        raise SkelactError(f"{table} cannot be read as a table: {error}") from error
 
 
 def _is_whole(value: str | None) -> bool:
@@ -214,26 +223,27 @@ def _sorted_labels(labels: Sequence[str]) -> list[str]:
 def _read_numpy(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     """`frames` and `mask` of an archive, or the one array of a `.npy`; never unpickles."""
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            frames, mask = content, None
-        else:
-            with content:
+        with open(path, "rb") as stream:
+            content = np.load(stream, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                frames, mask = content, None
+            else:
                 if "frames" not in content.files:
                     raise DamagedClip(path, "", f"has no array 'frames' (it has {', '.join(content.files) or 'none'})")
                 frames = content["frames"]
                 mask = content["mask"].astype(bool) if "mask" in content.files else None
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        if isinstance(error, DamagedClip):
-            raise
+    except DamagedClip:
+        raise
+    except Exception as error:  # NumPy hands through whatever its parsers meet: zlib.error, SyntaxError, ...
         pickled = "allow_pickle" in str(error) or "pickled" in str(error).lower()
         reason = (
             "holds pickled Python objects, which could run code; refused" if pickled else f"cannot be read ({error})"
         )
         raise DamagedClip(path, "", reason) from None
-    if frames.dtype.kind not in "fiu":
-        raise DamagedClip(path, "", f"holds {frames.dtype}, not numbers")
-    return frames, mask
+    if not isinstance(frames, np.ndarray) or frames.dtype.kind not in "fiu":
+        raise DamagedClip(path, "", f"holds {getattr(frames, 'dtype', 'bytes')}, not numbers")
+    with np.errstate(invalid="ignore", over="ignore"):  # a damaged exponent: refused where the numbers are checked
+        return frames.astype(np.float64), mask
 
 
 def _read_csv(path: Path) -> np.ndarray:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from skelact.data.readers.base import Clip, DamagedClip, Item, Reader, refuse_non_finite
+from skelact.data.readers.names import named_files, numbers
 
-_NAME = re.compile(r"a(\d+)_s(\d+)_t(\d+)_skeleton")
+_NAME = re.compile(r"a(\d{1,4})_s(\d{1,4})_t(\d{1,4})_skeleton")
+_OTHERS = re.compile(r"a\d+_s\d+_t\d+_(inertial|depth|color)")
 #: Position in the file of each joint of kinect20: the files begin head, shoulder centre, spine, hip centre.
 ORDER = (3, 2, 1, 0, *range(4, 20))
 CLASSES = (
@@ -40,23 +43,19 @@ class UTDMHADReader(Reader):
     name = "utd_mhad"
 
     def scan(self, source: str | Path | None) -> list[Item]:
-        """One item for each file whose name follows the scheme, by action, subject and trial."""
-        folder = self.locate(source)
-        folder = folder / "Skeleton" if (folder / "Skeleton").is_dir() else folder
-        found = []
-        for path in folder.glob("*.mat"):
-            if match := _NAME.fullmatch(path.stem):
-                action, subject, trial = (int(number) for number in match.groups())
-                found.append(((action, subject, trial), path))
-        return [
+        """One item for each skeleton file, by action, subject and trial; a name outside the scheme is damage."""
+        folder = self.folder(source, "Skeleton")
+        files, damaged = named_files(folder, ".mat", _NAME, "aA_sS_tT_skeleton.mat", numbers, _OTHERS)
+        items = [
             Item(
                 name=f"a{action}_s{subject}_t{trial}",
                 path=path,
                 label=action - 1 if 1 <= action <= len(CLASSES) else -1,
                 columns={"action": action, "subject": subject, "repetition": trial},
             )
-            for (action, subject, trial), path in sorted(found)
+            for (action, subject, trial), path in files.items()
         ]
+        return items + damaged
 
     def read(self, item: Item) -> Clip:
         """Frames `(T, 1, 20, 3)` float32 in the order of kinect20, metres, camera frame."""
@@ -64,17 +63,21 @@ class UTDMHADReader(Reader):
 
         if item.label < 0:
             raise DamagedClip(item.path, "", f"action {item.columns['action']} is not one of 1..{len(CLASSES)}")
-        with open(item.path, "rb") as stream:  # a file that cannot be opened is told from one that cannot be parsed
-            try:
-                content = loadmat(stream, variable_names=["d_skel"])
-            except Exception as error:  # scipy hands through whatever its parsers meet: zlib.error, TypeError, ...
-                raise DamagedClip(item.path, "", f"is not a whole MATLAB file ({error})") from None
+        data = BytesIO(item.path.read_bytes())  # the parser would set aside what a damaged file claims to hold
+        try:
+            content = loadmat(data, variable_names=["d_skel"])
+        except Exception as error:  # scipy hands through whatever its parsers meet: zlib.error, TypeError, ...
+            reason = " ".join(str(error).split())[:200]
+            raise DamagedClip(item.path, "", f"is not a whole MATLAB file ({reason})") from None
         skeleton = content.get("d_skel")
         if skeleton is None:
             raise DamagedClip(item.path, "", "has no variable d_skel")
+        if not isinstance(skeleton, np.ndarray):
+            raise DamagedClip(item.path, "d_skel", f"is {type(skeleton).__name__}, expected numbers (20, 3, T)")
         if skeleton.ndim == 2:  # MATLAB drops a last axis of length 1
             skeleton = skeleton[..., None]
-        if skeleton.dtype.kind not in "fiu" or skeleton.shape[:2] != (20, 3) or skeleton.shape[2] < 1:
+        numeric = skeleton.dtype.kind in "fiu" and skeleton.ndim == 3
+        if not numeric or skeleton.shape[:2] != (20, 3) or skeleton.shape[2] < 1:
             raise DamagedClip(item.path, "d_skel", f"is {skeleton.dtype} {skeleton.shape}, expected numbers (20, 3, T)")
         frames = np.asarray(skeleton, np.float64).transpose(2, 0, 1)[:, None, list(ORDER)]
         refuse_non_finite(frames, item, "kinect20")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import yaml
@@ -73,15 +75,11 @@ def _reader(**options):
     ("change", "reason"),
     [
         (lambda t: t.replace("label", "class"), "lacks the column label"),
-        (lambda t: t.replace("clip 4", "clip 1"), r"line 6: name 'clip 1' was given in line 3"),
-        (lambda t: t.replace("clips/c1.npz", "../../secret.npy"), "line 3: file .* lies outside"),
-        (lambda t: t.replace("clips/c1.npz", ""), "line 3: file is empty"),
-        (lambda t: t.replace("bow,0,lab", "bow,0"), "line 2: has more or fewer fields"),
         (lambda t: t.replace("room", "start"), "column start"),
         (lambda t: "", "lacks the column name, file, label"),
     ],
 )
-def test_a_wrong_table_is_refused_with_its_line(folder, change, reason):
+def test_a_wrong_table_is_refused(folder, change, reason):
     root, _ = folder
     path = root / "clips.csv"
     path.write_text(change(path.read_text()))
@@ -89,10 +87,33 @@ def test_a_wrong_table_is_refused_with_its_line(folder, change, reason):
         _reader().scan(root)
 
 
+@pytest.mark.parametrize(
+    ("change", "line", "reason"),
+    [
+        (lambda t: t.replace("clip 4", "clip 1"), 6, "name 'clip 1' was given in line 3"),
+        (lambda t: t.replace("clips/c1.npz", "../../secret.npy"), 3, "file .* lies outside"),
+        (lambda t: t.replace("clips/c1.npz", "/etc/hosts"), 3, "file .* lies outside"),
+        (lambda t: t.replace("clips/c1.npz", "c" * 5000), 3, "is missing|file name too long|cannot be a file's name"),
+        (lambda t: t.replace("clips/c1.npz", ""), 3, "file is empty"),
+        (lambda t: t.replace("bow,0,lab", "bow,0"), 2, "has more or fewer fields"),
+        (lambda t: t.replace("bow,0,lab", "bow,0,lab,1"), 2, "has more or fewer fields"),
+    ],
+)
+def test_a_wrong_row_is_skipped_and_counted_with_its_line(folder, tmp_path, change, line, reason):
+    root, _ = folder
+    path = root / "clips.csv"
+    path.write_text(change(path.read_text()))
+    report = prepare_dataset(_reader(), root, tmp_path / "s", progress=False)
+    ((file, where, found),) = report.skipped
+    assert report.clips == 5 and re.search(reason, found, re.IGNORECASE), found
+    assert (file.endswith("clips.csv") and where == f"line {line}") or "ccc" in file
+
+
 def test_options_are_checked(folder):
     root, _ = folder
-    with pytest.raises(SkelactError, match="label 'bow' is not one of wave"):
-        _reader(class_names=["wave"]).scan(root)
+    wrong = [item.damage for item in _reader(class_names=["wave"]).scan(root) if item.damage]
+    assert [where for where, _ in wrong] == ["line 2", "line 4", "line 6"]
+    assert all(reason == "label 'bow' is not one of wave" for _, reason in wrong)
     with pytest.raises(SkelactError, match="missing='zero'"):
         _reader(missing="zero")
     with pytest.raises(SkelactError, match="channels=7"):

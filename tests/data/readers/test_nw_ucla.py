@@ -18,7 +18,6 @@ from ..originals import write_ucla
 
 def test_reads_what_was_written(tmp_path):
     write_ucla(tmp_path / "all_sqe")
-    (tmp_path / "all_sqe" / "notes.json").write_text("{}")  # not a clip: other names are left alone
     reader = NWUCLAReader()
     items = reader.scan(tmp_path)
     assert len(items) == 12
@@ -54,6 +53,31 @@ def test_damage_is_placed(tmp_path, damage, place):
         reader.read(reader.scan(tmp_path)[0])
     assert path.name in str(caught.value)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_names_outside_the_scheme_and_duplicates_are_reported(tmp_path):
+    paths = write_ucla(tmp_path / "raw")
+    (tmp_path / "raw" / "notes.json").write_text("{}")
+    (tmp_path / "raw" / "a01_s01_e00_v01(1).json").write_bytes(paths[0].read_bytes())
+    (tmp_path / "raw" / f"{paths[0].stem}.JSON").write_bytes(paths[0].read_bytes())
+    (tmp_path / "raw" / "._a01_s01_e00_v01.json").write_text("")  # what one system leaves in archives is no clip
+    (tmp_path / "raw" / "list.txt").write_text("")
+    report = prepare_dataset(NWUCLAReader(), tmp_path / "raw", tmp_path / "s", progress=False)
+    found = {path.rsplit("/", 1)[-1]: reason for path, _, reason in report.skipped}
+    assert report.clips == 12 and len(found) == 3
+    assert "does not follow the scheme aAA_sSS_eEE_vVV.json" in found["notes.json"]
+    assert "does not follow" in found["a01_s01_e00_v01(1).json"]
+    assert any("second file of the clip" in reason for reason in found.values())
+
+
+@pytest.mark.parametrize("number", ["1e39", "9" * 400, "9" * 5000, "[" * 100_000])
+def test_numbers_and_nesting_beyond_all_measure(tmp_path, number):
+    path = write_ucla(tmp_path)[0]
+    content = json.loads(path.read_text())
+    content["skeletons"][1][3][2] = "HERE"
+    path.write_text(json.dumps(content).replace('"HERE"', number))
+    report = prepare_dataset(NWUCLAReader(), tmp_path, tmp_path / "s", progress=False)
+    assert report.clips == 11 and report.skipped[0][0].endswith(path.name)
 
 
 def test_text_damage_has_line_and_byte(tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.io import loadmat, savemat
+from scipy.sparse import csc_array
 
 from skelact.data.prepare import prepare_dataset
 from skelact.data.readers.base import DamagedClip
@@ -42,6 +43,10 @@ def _rewrite(path, skeleton):
         (None, "no variable d_skel"),
         (np.zeros((20, 3, 0)), "expected numbers"),
         (np.zeros((3, 20, 5)), "expected numbers"),
+        (np.zeros((20, 3, 5, 2)), "expected numbers"),
+        (csc_array(np.eye(20, 3)), "expected numbers"),
+        (np.array([["x"]]), "expected numbers"),
+        (np.full((20, 3, 4), 1e39), "frame 0, joint [a-z_]{3,}: "),
         (np.where(np.arange(5) == 2, np.nan, np.zeros((20, 3, 5))), "frame 2, joint [a-z_]{3,}: "),
     ],
 )
@@ -64,6 +69,18 @@ def test_a_file_cut_short(tmp_path, keep):
         reader.read(item)
     report = prepare_dataset(reader, tmp_path, tmp_path / "s", progress=False)
     assert report.clips == 31 and len(report.skipped) == 1
+
+
+def test_names_outside_the_scheme_and_duplicates_are_reported(tmp_path):
+    folder = write_utd(tmp_path / "raw") / "Skeleton"
+    content = (folder / "a1_s1_t1_skeleton.mat").read_bytes()
+    for name in ("a01_s1_t1_skeleton", "a1_s1_skeleton", "a1_s1_t9_inertial", "a28_s1_t1_skeleton"):
+        (folder / f"{name}.mat").write_bytes(content)
+    report = prepare_dataset(UTDMHADReader(), tmp_path / "raw", tmp_path / "s", progress=False)
+    found = {path.rsplit("/", 1)[-1].removesuffix("_skeleton.mat"): reason for path, _, reason in report.skipped}
+    assert report.clips == 32 and set(found) == {"a1_s1_t1", "a1_s1", "a28_s1_t1"}
+    assert "second file of the clip in a01_s1_t1_skeleton.mat" in found["a1_s1_t1"]
+    assert "scheme aA_sS_tT_skeleton.mat" in found["a1_s1"] and "action 28" in found["a28_s1_t1"]
 
 
 def test_a_clip_of_one_frame(tmp_path):
