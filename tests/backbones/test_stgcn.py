@@ -190,7 +190,7 @@ def test_states_travel_between_trunks_under_released_names():
     torch.testing.assert_close(other.eval()({"motion": x}), model.eval()({"bone": x})[:, 12:])
     state = model.trunk_state("bone")
     assert state["st_gcn_networks.4.tcn.2.weight"].shape == (8, 8, 9, 1)
-    with pytest.raises(ValueError, match="data_bn.bias"):
+    with pytest.raises(ValueError, match=r"data_bn\.bias"):
         other.load_trunk_state("motion", {k: v for k, v in state.items() if k != "data_bn.bias"})
     with pytest.raises(ValueError, match="graph"):
         other.load_trunk_state("motion", state | {"A": state["A"] + 0.1})
