@@ -55,7 +55,7 @@ def temporal_conv(x: Tensor, weight: Tensor, stride: int = 1, spectral: bool | N
         x: `(T, Q, C)`, contiguous.
         weight: `(O, C, taps, 1)`, an odd number of taps.
         stride: step in frames.
-        spectral: whether to multiply spectra; None: where that is less work.
+        spectral: whether to multiply spectra; None: where that is less work, in single or double precision.
 
     Returns:
         `(ceil(T / stride), Q, O)`.
@@ -65,7 +65,7 @@ def temporal_conv(x: Tensor, weight: Tensor, stride: int = 1, spectral: bool | N
     if spectral is None:
         length, steps = 1.5 * (frames + taps // 2), -(-frames // stride)
         work = length * (frames * channels + channels * outputs + steps * outputs)
-        spectral = work < 1.25 * steps * taps * channels * outputs
+        spectral = work < 1.25 * steps * taps * channels * outputs and x.dtype in (torch.float32, torch.float64)
     if not spectral:
         y = functional.conv2d(x.permute(2, 0, 1)[None], weight, None, (stride, 1), (taps // 2, 0))
         return y[0].permute(1, 2, 0).contiguous()
