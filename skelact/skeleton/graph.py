@@ -89,8 +89,6 @@ def partition(
     return np.stack(subsets)
 
 
-def adjacency(
-    layout: Layout, strategy: str = "spatial", max_hop: int = 1, true_distances: bool = False
-) -> np.ndarray:
+def adjacency(layout: Layout, strategy: str = "spatial", max_hop: int = 1, true_distances: bool = False) -> np.ndarray:
     """:func:`partition` of a layout's bones around its root, `(K, V, V)` float64."""
     return partition(layout.num_joints, layout.bones, layout.root, strategy, max_hop, true_distances)
