@@ -163,6 +163,7 @@ _MEASURES = {
     "linear": "skelact.benchmarks.linear.measure",
     "retrieval": "skelact.benchmarks.retrieval.measure",
     "media": "skelact.benchmarks.media.measure",
+    "stgcn": "skelact.benchmarks.stgcn.measure",
 }
 
 
