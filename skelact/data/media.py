@@ -29,7 +29,7 @@ from skelact.clips import RaggedClips
 from skelact.data.colour import colour_depth
 from skelact.data.npyfile import HEADER, GrowingNpy, read_header
 from skelact.data.store import CLIPS, FORMAT, FRAMES, WHOLE_CHECK_BYTES, Store, StoreError
-from skelact.data.writer import _JOURNAL, _RESERVED, StoreWriter, refuse_foreign
+from skelact.data.writer import _JOURNAL, StoreWriter, refuse_foreign
 from skelact.errors import SkelactError
 
 SIZES = "sizes.npy"
@@ -87,12 +87,7 @@ class MediaWriter(StoreWriter):
             stamp: anything JSON that tells one version of the source from another.
             **columns: the same as of the skeletons.
         """
-        if name in self._names:
-            raise SkelactError(f"clip name {name!r} is given twice; names must be unique")
-        if any(key in _RESERVED for key in columns):
-            raise SkelactError(f"column names {', '.join(_RESERVED)} are taken (clip {name!r})")
-        if self.done and set(columns) != set(self.done[0]["columns"]):
-            raise SkelactError(f"clip {name!r} has columns {sorted(columns)}, others {sorted(self.done[0]['columns'])}")
+        self._admit(name, columns)
         if mask is not None or len(frames) < 1:
             raise SkelactError(f"clip {name!r} has no frames, or a mask, which media do not have")
         length = len(frames)
@@ -107,26 +102,14 @@ class MediaWriter(StoreWriter):
             if self.dtype.kind == "f" and not np.isfinite(values).all():
                 raise SkelactError(f"clip {name!r} has numbers that are not finite")
         self._frames.append(values)
-        plain = {key: value if isinstance(value, str) else int(value) for key, value in columns.items()}
-        entry = {
-            "name": name, "length": length, "units": len(values), "label": int(label), "columns": plain,
-            "crc": zlib.crc32(values.data.cast("B")), "stamp": stamp,
-        }  # fmt: skip
-        self._journal.write(json.dumps(entry) + "\n")
-        self._journal.flush()
-        self.done.append(entry)
-        self._names.add(name)
+        crc = zlib.crc32(values.data.cast("B"))
+        facts = {"length": length, "units": len(values), "label": int(label), "crc": crc, "stamp": stamp}
+        self._enter(name, columns, facts)
 
-    def truncate(self, count: int) -> None:
-        """Forget all clips after the first `count`."""
-        self._journal.close()
-        for entry in self.done[count:]:
-            self._names.discard(entry["name"])
-        del self.done[count:]
+    def _truncate_files(self, count: int) -> None:
         self._frames.truncate(self._units(count))
         if self._sizes is not None:
             self._sizes.truncate(self._rows(count))
-        self._rewrite_journal()
 
     def close(self) -> None:
         """Stop without finishing; a later writer continues."""

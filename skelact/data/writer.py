@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -100,12 +101,7 @@ class StoreWriter:
             stamp: anything JSON that tells one version of the source file from another; kept until the end.
             **columns: subject, camera and the like; the same columns for every clip.
         """
-        if name in self._names:
-            raise SkelactError(f"clip name {name!r} is given twice; names must be unique")
-        if any(key in _RESERVED for key in columns):
-            raise SkelactError(f"column names {', '.join(_RESERVED)} are taken (clip {name!r})")
-        if self.done and set(columns) != set(self.done[0]["columns"]):
-            raise SkelactError(f"clip {name!r} has columns {sorted(columns)}, others {sorted(self.done[0]['columns'])}")
+        self._admit(name, columns)
         if frames.ndim != 4 or frames.shape[1:] != self.row or len(frames) < 1:
             raise SkelactError(f"clip {name!r} has shape {frames.shape}, expected (T >= 1, {self.row})")
         values = np.ascontiguousarray(frames, self.dtype)
@@ -119,14 +115,7 @@ class StoreWriter:
             crc = zlib.crc32(bits.data.cast("B"), crc)
             self._mask.append(bits)
         self._frames.append(values)
-        plain = {key: value if isinstance(value, str) else int(value) for key, value in columns.items()}
-        entry = {
-            "name": name, "length": len(values), "label": int(label), "columns": plain, "crc": crc, "stamp": stamp,
-        }  # fmt: skip
-        self._journal.write(json.dumps(entry) + "\n")
-        self._journal.flush()
-        self.done.append(entry)
-        self._names.add(name)
+        self._enter(name, columns, {"length": len(values), "label": int(label), "crc": crc, "stamp": stamp})
 
     def truncate(self, count: int) -> None:
         """Forget all clips after the first `count`."""
@@ -134,9 +123,7 @@ class StoreWriter:
         for entry in self.done[count:]:
             self._names.discard(entry["name"])
         del self.done[count:]
-        self._frames.truncate(self._rows(count))
-        if self._mask is not None:
-            self._mask.truncate(self._rows(count))
+        self._truncate_files(count)
         self._rewrite_journal()
 
     def finish(self, extra: dict[str, Any] | None = None) -> None:
@@ -187,6 +174,29 @@ class StoreWriter:
 
     def _files(self) -> list[str]:
         return [FRAMES, CLIPS] + ([MASK] if self.masked else [])
+
+    def _admit(self, name: str, columns: Mapping[str, int | str]) -> None:
+        """Refuse a clip whose name or columns do not go with those before it."""
+        if name in self._names:
+            raise SkelactError(f"clip name {name!r} is given twice; names must be unique")
+        if any(key in _RESERVED for key in columns):
+            raise SkelactError(f"column names {', '.join(_RESERVED)} are taken (clip {name!r})")
+        if self.done and set(columns) != set(self.done[0]["columns"]):
+            raise SkelactError(f"clip {name!r} has columns {sorted(columns)}, others {sorted(self.done[0]['columns'])}")
+
+    def _enter(self, name: str, columns: Mapping[str, int | str], facts: dict[str, Any]) -> None:
+        """Note a clip whose bytes are on disk."""
+        plain = {key: value if isinstance(value, str) else int(value) for key, value in columns.items()}
+        entry = {"name": name, "columns": plain, **facts}
+        self._journal.write(json.dumps(entry) + "\n")
+        self._journal.flush()
+        self.done.append(entry)
+        self._names.add(name)
+
+    def _truncate_files(self, count: int) -> None:
+        self._frames.truncate(self._rows(count))
+        if self._mask is not None:
+            self._mask.truncate(self._rows(count))
 
     def _rows(self, count: int) -> int:
         return sum(entry["length"] for entry in self.done[:count])
