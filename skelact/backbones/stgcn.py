@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from skelact.backbones.base import Encoder
-from skelact.backbones.stgcn_blocks import Block, StackedBatchNorm, StackedConv, pick
+from skelact.backbones.normalisation import StackedBatchNorm, pick
+from skelact.backbones.stgcn_blocks import Block, StackedConv
 from skelact.skeleton.graph import adjacency
 from skelact.skeleton.layouts import Layout, get_layout
 

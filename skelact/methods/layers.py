@@ -1,10 +1,13 @@
-"""Layers that methods share: batch normalisation over all ranks, and the projector built on it."""
+"""Layers that methods share: batch normalisation over all ranks, the projector built on it, stacked linear layers."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from skelact.backbones.normalisation import pick
 from skelact.objectives import all_reduce, world_size
 
 
@@ -39,6 +42,38 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
         momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
         self.running_mean += momentum * (mean.to(self.running_mean.dtype) - self.running_mean)
         self.running_var += momentum * (unbiased.to(self.running_var.dtype) - self.running_var)
+
+
+class StackedLinear(nn.Module):
+    """S independent linear layers of equal shape in one product; `weight` `(S, O, I)`, `bias` `(S, O)`.
+
+    Args:
+        stack: number of layers S.
+        inputs: width I.
+        outputs: width O.
+        std: weights are drawn from N(0, std), biases are zero.
+    """
+
+    def __init__(self, stack: int, inputs: int, outputs: int, std: float = 0.02) -> None:
+        super().__init__()
+        self.std = std
+        self.weight = nn.Parameter(torch.empty(stack, outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(stack, outputs))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights N(0, std), biases zero."""
+        nn.init.normal_(self.weight, 0.0, self.std)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, streams: Sequence[int] | None = None) -> Tensor:
+        """Rows of features: `(S', N, I)` of some streams (None: all) to `(S', N, O)`."""
+        return torch.baddbmm(pick(self.bias, streams)[:, None], x, pick(self.weight, streams).mT)
+
+    def extra_repr(self) -> str:
+        """Sizes, as printed."""
+        stack, outputs, inputs = self.weight.shape
+        return f"stack={stack}, inputs={inputs}, outputs={outputs}"
 
 
 def projector(inputs: int, hidden: int, outputs: int, bias: bool = True) -> nn.Sequential:
