@@ -1,7 +1,7 @@
 """Losses and gathers: functions of tensors, nothing else.
 
-Conventions: B is the global batch (all ranks), D the embedding width. Every function but `gather_rows` is
-differentiable, keeps its inputs on their device and reads no value back to the host; that one reads counts.
+Conventions: B is the global batch (all ranks), D the embedding width. Every function is differentiable and keeps
+its inputs on their device; none of them reads a value back to the host.
 """
 
 from __future__ import annotations
@@ -73,34 +73,22 @@ def all_reduce(x: Tensor) -> Tensor:
 
 
 def global_mean(per_sample: Tensor) -> Tensor:
-    """Mean over the entries of all ranks, the same scalar on every rank; differentiable.
+    """Mean over the last dimension and over all ranks, the same on every rank; differentiable.
 
     Backward sums upstream gradients over ranks, so that parameter gradients averaged by DDP equal those of one process
     with the whole batch, as with :func:`gather`. Unlike a mean of means it is right for uneven batches.
 
     Args:
-        per_sample: any shape; ranks may hold different numbers of entries, none too. At least float32 is returned.
+        per_sample: `(..., b)`; ranks may hold different numbers of entries, none too.
+
+    Returns:
+        `(...)`, float32 at least.
     """
-    x = per_sample.float() if per_sample.dtype.itemsize < 4 else per_sample  # a half-precision count would round
+    x = _float(per_sample)  # a half-precision count would round
     if world_size() == 1:
-        return x.mean()
-    total, count = all_reduce(torch.stack([x.sum(), x.new_tensor(x.numel())])).unbind()
-    return total / count
-
-
-@torch.no_grad()
-def gather_rows(x: Tensor) -> Tensor:
-    """The rows of all ranks, in rank order, where ranks may hold different numbers of them; without gradient.
-
-    Args:
-        x: `(b, ...)`, b may differ between ranks, the rest of the shape may not.
-    """
-    if world_size() == 1:
-        return x.detach()
-    counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
-    padded = x.new_zeros(max(counts), *x.shape[1:])
-    padded[: len(x)] = x
-    return torch.cat([rows[:n] for rows, n in zip(gather(padded[None]), counts, strict=True)])
+        return x.mean(-1)
+    total = all_reduce(torch.cat([x.sum(-1).flatten(), x.new_full((1,), x.shape[-1])]))
+    return (total[:-1] / total[-1]).view(x.shape[:-1])
 
 
 def vc_regularisation(z: Tensor, epsilon: float = 1e-4, direct: bool = False) -> tuple[Tensor, Tensor]:

@@ -91,20 +91,25 @@ def load_moco(
         "queue_size": shape_of(state, "queue", 2, origin)[1],
     }
     method = kind(trunk, layout, sampler, streams=streams, preset="as_released", **{**sizes, **options})
+    place(method, state, origin, moco_rows(method))
+    return method.eval()
+
+
+def moco_rows(method: SkeletonCLR) -> Rows:
+    """Where each released tensor of a momentum-contrast method is in ours."""
     rows: Rows = []
-    for number, s in enumerate(streams):
-        end = _suffix(s, streams)
+    for number, stream in enumerate(method.streams):
+        end = _suffix(stream, method.streams)
+        layers = [("0", "hidden", number), ("2", "output", number)]
+        if method.head.tied:
+            layers = [("0", "hidden", 0), ("2", "output", 0)]
+            if number:
+                layers = [("0", "before", number - 1), ("2.0", "hidden", 0), ("2.2", "output", 0)]
         for room, prefix in (("", f"encoder_q{end}"), ("teacher.", f"encoder_k{end}")):
-            rows += _trunk(method, f"{room}backbone", prefix, s)
-            layers = [("0", "hidden", number), ("2", "output", number)]
-            if method.head.tied:
-                layers = [("0", "hidden", 0), ("2", "output", 0)]
-                if number:
-                    layers = [("0", "before", number - 1), ("2.0", "hidden", 0), ("2.2", "output", 0)]
+            rows += _trunk(method, f"{room}backbone", prefix, stream)
             rows += _layers(f"{prefix}.fc", f"{room}head", layers)
         rows += [(f"queue{end}", "queue.keys", number), (f"queue_ptr{end}", "queue.pointer", None)]
-    place(method, state, origin, rows)
-    return method.eval()
+    return rows
 
 
 def load_cmal(state: Mapping[str, Tensor], origin: str, **hparams: Any) -> Method:
@@ -133,7 +138,7 @@ def load_bootstrap(
     A checkpoint of linear evaluation has classifiers in the place of projectors: the trunks are loaded, the rest of
     the method stays untrained, and a warning says so.
     """
-    ends = {s: "" if kind is CMAL else f"_{s}" for s in streams}
+    ends = {s: "" if kind is not CACA else f"_{s}" for s in streams}
     first = ends[streams[0]]
     trunk = encoder_like(state, f"online_backbone{first}", origin, streams, layout, persons, dropout)
     sampler = Frame50(frames=frames, layout=layout, preset="as_released")
@@ -154,15 +159,21 @@ def load_bootstrap(
         "predictor_hidden": shape_of(state, f"online_predictor{first}.net.0.weight", 2, origin)[0],
     }
     method = kind(trunk, layout, sampler, streams=streams, preset="as_released", **{**sizes, **options})
+    place(method, state, origin, bootstrap_rows(method))
+    return method.eval()
+
+
+def bootstrap_rows(method: CMAL) -> Rows:
+    """Where each released tensor of a method of the CMCS code is in ours."""
     rows: Rows = []
-    for number, (s, end) in enumerate(ends.items()):
+    for number, stream in enumerate(method.streams):
+        end = f"_{stream}" if isinstance(method, CACA) else ""
         mlp = [("0", "hidden", number), ("1", "norm", number), ("3", "output", number)]
         for room, prefix in (("", "online"), ("teacher.", "target")):
-            rows += _trunk(method, f"{room}backbone", f"{prefix}_backbone{end}", s)
+            rows += _trunk(method, f"{room}backbone", f"{prefix}_backbone{end}", stream)
             rows += _layers(f"{prefix}_projector{end}.net", f"{room}projector", mlp)
         rows += _layers(f"online_predictor{end}.net", "predictor", mlp)
-    place(method, state, origin, rows)
-    return method.eval()
+    return rows
 
 
 def encoder_like(

@@ -70,4 +70,12 @@ def fill(module: torch.nn.Module, state: Mapping[str, Tensor], origin: str) -> N
     module.load_state_dict(state)
 
 
-
+def shape_of(state: Mapping[str, Tensor], name: str, dims: int, origin: str) -> tuple[int, ...]:
+    """Shape of a tensor that must be there and have so many dimensions."""
+    if name not in state:
+        found = ", ".join(sorted(state)[:5])
+        raise CheckpointError(f"{origin}: missing: {name} (the file starts with {found})")
+    shape = tuple(state[name].shape)
+    if len(shape) != dims or 0 in shape:
+        raise CheckpointError(f"{origin}: misshaped: {name} {shape}, expected {dims} dimensions")
+    return shape

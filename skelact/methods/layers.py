@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from skelact.backbones.normalisation import pick
+from skelact.backbones.normalisation import StackedBatchNorm, pick
 from skelact.objectives import all_reduce, world_size
 
 
@@ -74,6 +74,36 @@ class StackedLinear(nn.Module):
         """Sizes, as printed."""
         stack, outputs, inputs = self.weight.shape
         return f"stack={stack}, inputs={inputs}, outputs={outputs}"
+
+
+class StackedMLP(nn.Module):
+    """Linear, batch normalisation, ReLU, linear for each of S streams: projectors and predictors of the BYOL kind.
+
+    Args:
+        stack: number of streams S.
+        inputs: width I.
+        hidden: width of the hidden layer.
+        outputs: width O.
+    """
+
+    def __init__(self, stack: int, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.hidden = StackedLinear(stack, inputs, hidden)
+        self.norm = StackedBatchNorm(stack, hidden)
+        self.output = StackedLinear(stack, hidden, outputs)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As the contrastive family does: linear weights N(0, 0.02), those of the normalisation N(1, 0.02)."""
+        self.hidden.reset_parameters()
+        self.output.reset_parameters()
+        nn.init.normal_(self.norm.weight, 1.0, 0.02)
+        nn.init.zeros_(self.norm.bias)
+
+    def forward(self, x: Tensor, streams: Sequence[int] | None = None) -> Tensor:
+        """Features `(S', N, I)` of some streams (None: all) to `(S', N, O)`."""
+        hidden = torch.relu(self.norm(self.hidden(x, streams), streams))
+        return self.output(hidden, streams)
 
 
 def projector(inputs: int, hidden: int, outputs: int, bias: bool = True) -> nn.Sequential:

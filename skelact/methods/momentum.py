@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from skelact.backbones.base import Encoder
 from skelact.methods.layers import StackedLinear
-from skelact.objectives import gather_rows
+from skelact.objectives import gather
 
 
 def stream_width(backbone: Encoder) -> int:
@@ -109,11 +109,11 @@ class KeyQueue(nn.Module):
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:
         """Take in the keys `(S, N, E)` of all ranks; any number of them, of which the last K stay."""
-        keys = gather_rows(keys.transpose(0, 1).contiguous())  # (N of all ranks, S, E)
-        count = len(keys)
+        keys = gather(keys, dim=1)  # the batch of all ranks, in its own order
+        count = keys.shape[1]
         places = (self.pointer + torch.arange(count, device=keys.device))[-self.size :] % self.size
         # A new tensor: the loss of this step still needs the queue as it was, for its gradient.
-        self.keys = self.keys.index_copy(2, places, keys[-self.size :].permute(1, 2, 0).to(self.keys.dtype))
+        self.keys = self.keys.index_copy(2, places, keys[:, -self.size :].mT.to(self.keys.dtype))
         self.pointer = (self.pointer + count) % self.size
 
 
