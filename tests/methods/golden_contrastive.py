@@ -1,5 +1,6 @@
 """Helpers of the parity tests of the contrastive family."""
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ from skelact.interop import load_official
 GOLDEN = Path(__file__).parents[1] / "golden" / "aimclr"
 
 
+@lru_cache(maxsize=1)
 def golden(name):
     return {k: torch.from_numpy(v) for k, v in np.load(GOLDEN / f"{name}.npz").items() if v.dtype.kind != "U"}
 
 
+@lru_cache(maxsize=4)
 def names(name, key):
     return np.load(GOLDEN / f"{name}.npz")[key].tolist()
 
