@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from skelact.backbones.normalisation import StackedBatchNorm, pick
-from skelact.objectives import all_reduce, world_size
+from skelact.backbones.normalisation import StackedBatchNorm, global_batch_norm, pick, tracked
+from skelact.objectives import world_size
 
 
 class SyncBatchNorm1d(nn.BatchNorm1d):
@@ -22,26 +22,15 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
         """Normalise `(b, D)` by statistics of the global batch (training) or the running ones (evaluation)."""
         if not self.training or world_size() == 1:
             return super().forward(input)
-        with torch.autocast(input.device.type, enabled=False):  # statistics of half-precision sums would drift
-            x = input.float() if input.dtype.itemsize < 4 else input
-            total = all_reduce(torch.cat([x.sum(0), x.new_full((1,), x.shape[0])]))
-            mean, count = total[:-1] / total[-1], total[-1].detach()
-            centred = x - mean  # two passes: sums of squares lose digits where the mean is large
-            var = all_reduce(centred.square().sum(0)) / count
-            self._track(mean.detach(), var.detach() * (count / (count - 1)))
-            out = centred * torch.rsqrt(var + self.eps)
-            if self.affine:
-                out = out * self.weight + self.bias
-        return out.to(input.dtype)
-
-    @torch.no_grad()
-    def _track(self, mean: Tensor, unbiased: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        self.running_mean += momentum * (mean.to(self.running_mean.dtype) - self.running_mean)
-        self.running_var += momentum * (unbiased.to(self.running_var.dtype) - self.running_var)
+        weight: Tensor = self.weight if self.affine else input.new_ones(self.num_features)
+        bias: Tensor = self.bias if self.affine else input.new_zeros(self.num_features)
+        (out,), mean, variance = global_batch_norm([input], weight, bias, self.eps)
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            self.running_mean.copy_(tracked(self.running_mean, mean, momentum))
+            self.running_var.copy_(tracked(self.running_var, variance, momentum))
+        return out
 
 
 class StackedLinear(nn.Module):
