@@ -262,5 +262,3 @@ def _layers(prefix: str, room: str, layers: Sequence[tuple[str, str, int]]) -> R
         for released, ours, row in layers
         for tensor in (*tensors[0], *(tensors[1] if ours == "norm" else ()))
     ]
-
-

@@ -329,6 +329,4 @@ class CACA(CMAL):
         share = together.to(similarities[0].dtype)
         if self.normalize_positives:
             share = share / share.sum(-1, keepdim=True)
-        return sum(
-            -(share * (s / self.cscl_temperature).log_softmax(-1)).sum(-1).mean(-1) for s in similarities
-        )  # type: ignore[return-value]
+        return sum(-(share * (s / self.cscl_temperature).log_softmax(-1)).sum(-1).mean(-1) for s in similarities)  # type: ignore[return-value]

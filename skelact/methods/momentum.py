@@ -165,5 +165,5 @@ def unit(x: Tensor) -> Tensor:
 
 
 def spread(embeddings: Tensor) -> Tensor:
-    """`(S,)` collapse probe: mean standard deviation of unit embeddings `(S, N, E)`, times sqrt(E); 0 when collapsed."""
+    """`(S,)` collapse probe: mean standard deviation of unit embeddings `(S, N, E)`, times sqrt(E); 0 is collapse."""
     return unit(embeddings.detach()).std(1).mean(-1) * embeddings.shape[-1] ** 0.5
