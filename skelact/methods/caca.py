@@ -111,7 +111,7 @@ class SkeletonBYOL(Method):
         """Projections `(S, N, E)` of the target network."""
         if self.teacher is None:
             return self.project(view, mask)
-        return self.teacher["projector"](stream_features(self.teacher["backbone"], self.derive(view, mask=mask), mask))
+        return self.teacher["projector"](stream_features(self.teacher.backbone, self.derive(view, mask=mask), mask))
 
     def embed_features(self, views: Tensor, streams: Sequence[str] | None = None, mask: Tensor | None = None) -> Tensor:
         """Mean over streams of the projections: `(N, E)`."""
@@ -292,6 +292,7 @@ class CACA(CMAL):
         self.cross_epoch, self.topk, self.vote, self.lamb = cross_epoch, topk, vote, lamb
         self.cscl_temperature, self.normalize_positives = cscl_temperature, normalize_positives
         self.ema_in_cross, self.cscl_similarity = ema_in_cross, cscl_similarity
+        self._switching = False
 
     @property
     def crossing(self) -> bool:
@@ -317,6 +318,19 @@ class CACA(CMAL):
         others = (together.sum(-1) - 1).float().mean()
         values = {"loss_cmal": cmal.sum().detach(), "loss_cscl": cscl.sum().detach(), "positives": others}
         return cmal + self.lamb * cscl, values
+
+    def on_train_epoch_start(self) -> None:
+        """Note whether the second stage begins now."""
+        self._switching = self.current_epoch == self.cross_epoch
+
+    def watch(self, z: list[Tensor], p: list[Tensor], t: list[Tensor]) -> dict[str, Tensor]:
+        """See :meth:`SkeletonBYOL.watch`; the first step of the second stage logs `train/cos_at_switch`."""
+        values = super().watch(z, p, t)
+        if self._switching:
+            self._switching = False
+            for logger in self.loggers:  # at once: the trainer's own logging may pass this step over
+                logger.log_metrics({"train/cos_at_switch": float(values["cos_target"])}, step=self.global_step)
+        return values
 
     def agree(self, first: Tensor, second: Tensor) -> Tensor:
         """Pairs `(N, N)` bool that enough streams mark in both pairings of the views `(S, N, N)`; with the diagonal."""

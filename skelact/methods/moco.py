@@ -125,7 +125,7 @@ class SkeletonCLR(Method):
     def embed_keys(self, view: Tensor, mask: Tensor | None = None) -> Tensor:
         """Let the key encoder follow, then its unit embeddings `(S, N, E)`."""
         self.follow()
-        return self.teacher["head"](stream_features(self.teacher["backbone"], self.derive(view, mask=mask), mask))
+        return self.teacher["head"](stream_features(self.teacher.backbone, self.derive(view, mask=mask), mask))
 
     def follow(self) -> None:
         """Move the key encoder towards the query encoder."""
@@ -234,11 +234,12 @@ class CrosSCLR(SkeletonCLR):
         if self.crossing and self.cross_key_update == "motion":
             moving = [self.streams.index("motion")]
         ours, head = self.teacher["head"], self.head
-        follow(self.teacher["backbone"], self.backbone, self.momentum, moving)
+        follow(self.teacher.backbone, self.backbone, self.momentum, moving)
         if not head.tied:
             follow(ours, head, self.momentum, moving)
             return
-        follow(ours.before, head.before, self.momentum, [number - 1 for number in moving if number])
+        before = [number - 1 for number in moving if number]
+        follow(ours.get_submodule("before"), head.get_submodule("before"), self.momentum, before)
         for layer in ("hidden", "output"):
             follow(ours.get_submodule(layer), head.get_submodule(layer), self.momentum ** len(moving))
 
@@ -342,10 +343,10 @@ class AimCLR(SkeletonCLR):
         logits = self.logits(q, k)
         info = info_nce(logits, self.mine(q, e, d) if self.mining else None)
         target = logits.detach()
-        follows = [global_mean(mimic(self.logits(x, k), target)) for x in (e, d)]
+        whole, dropped = (global_mean(mimic(self.logits(x, k), target)) for x in (e, d))
+        d3m = (whole + dropped) / 2
         self.queue.push(k)
-        values = {"loss_info": info.sum().detach(), "loss_d3m": sum(follows).sum().detach() / 2} | self.watch(q, k)
-        return info + (follows[0] + follows[1]) / 2, values
+        return info + d3m, {"loss_info": info.sum().detach(), "loss_d3m": d3m.sum().detach()} | self.watch(q, k)
 
     def mine(self, *embeddings: Tensor) -> Tensor:
         """Positives `(S, N, 1 + K)`: the own key, and what each of the embeddings finds nearest in the queue."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,11 @@ class Teacher(nn.ModuleDict):
                 network.reset_parameters()  # type: ignore[operator]
         self.requires_grad_(False)
 
+    @property
+    def backbone(self) -> Encoder:
+        """The copy of the encoder."""
+        return cast(Encoder, self["backbone"])
+
     def follow(self, networks: Mapping[str, nn.Module], momentum: float) -> None:
         """`teacher = momentum * teacher + (1 - momentum) * network` for the networks given at construction."""
         for name, network in networks.items():
@@ -74,7 +80,8 @@ def follow(own: nn.Module, other: nn.Module, momentum: float, rows: Sequence[int
         momentum: decay.
         rows: numbers of the trunks that move, where parameters have a leading axis of trunks; None: all.
     """
-    ours, theirs = list(own.parameters()), list(other.parameters())
+    ours: list[Tensor] = list(own.parameters())
+    theirs: list[Tensor] = list(other.parameters())
     if rows is not None:
         ours, theirs = ([p[row] for p in some for row in rows] for some in (ours, theirs))
     if ours:
