@@ -65,7 +65,7 @@ def trunks(rank, counts):
                 given = {"joint": x[0], "motion": x[1]}
                 out = model(given, mask)
                 maps = model.feature_map({"joint": x[0]}, mask)
-                dropped = attention_drop(maps[0].flatten(0, 1), keep=0.6).view_as(maps)
+                dropped = attention_drop(maps[0].flatten(0, 1), keep=0.67).view_as(maps)
                 loss = global_mean(out.sin().sum(1)) + global_mean(model.pool(dropped, mask).sin())
                 found[f"{form}, {absent}, {frames}"] = trained(model, loss, torch.cat([out, maps[0].flatten(1)], 1))
     return found
