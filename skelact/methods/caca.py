@@ -111,7 +111,7 @@ class SkeletonBYOL(Method):
         """Projections `(S, N, E)` of the target network."""
         if self.teacher is None:
             return self.project(view, mask)
-        return self.teacher["projector"](stream_features(self.teacher.backbone, self.derive(view, mask=mask), mask))
+        return self.teacher["projector"](stream_features(self.teacher.encoder, self.derive(view, mask=mask), mask))
 
     def embed_features(self, views: Tensor, streams: Sequence[str] | None = None, mask: Tensor | None = None) -> Tensor:
         """Mean over streams of the projections: `(N, E)`."""

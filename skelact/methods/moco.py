@@ -125,7 +125,7 @@ class SkeletonCLR(Method):
     def embed_keys(self, view: Tensor, mask: Tensor | None = None) -> Tensor:
         """Let the key encoder follow, then its unit embeddings `(S, N, E)`."""
         self.follow()
-        return self.teacher["head"](stream_features(self.teacher.backbone, self.derive(view, mask=mask), mask))
+        return self.teacher["head"](stream_features(self.teacher.encoder, self.derive(view, mask=mask), mask))
 
     def follow(self) -> None:
         """Move the key encoder towards the query encoder."""
@@ -234,7 +234,7 @@ class CrosSCLR(SkeletonCLR):
         if self.crossing and self.cross_key_update == "motion":
             moving = [self.streams.index("motion")]
         ours, head = self.teacher["head"], self.head
-        follow(self.teacher.backbone, self.backbone, self.momentum, moving)
+        follow(self.teacher.encoder, self.backbone, self.momentum, moving)
         if not head.tied:
             follow(ours, head, self.momentum, moving)
             return

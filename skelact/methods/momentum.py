@@ -60,7 +60,7 @@ class Teacher(nn.ModuleDict):
         self.requires_grad_(False)
 
     @property
-    def backbone(self) -> Encoder:
+    def encoder(self) -> Encoder:
         """The copy of the encoder."""
         return cast(Encoder, self["backbone"])
 
