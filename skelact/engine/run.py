@@ -83,6 +83,7 @@ def _clear(run_dir: Path, overwrite: bool, checkpoint: str | None) -> None:
         ConfigError: there are results or a checkpoint, and nobody said that they may go.
     """
     from skelact.engine.checkpoint import find
+    from skelact.protocols.base import val_scores
 
     kept = [run_dir / "checkpoints" / "last.ckpt", run_dir / RESULTS]
     found = [path for path in kept if path.exists()]
@@ -93,7 +94,7 @@ def _clear(run_dir: Path, overwrite: bool, checkpoint: str | None) -> None:
         )
     if checkpoint and find(checkpoint).resolve() == kept[0].resolve():
         raise ConfigError(f"run_dir={run_dir} holds the checkpoint itself, which would be lost; choose another run_dir")
-    for path in [*found, run_dir / SCORES, run_dir / METRICS]:
+    for path in [*found, run_dir / SCORES, val_scores(run_dir / SCORES), run_dir / METRICS]:
         path.unlink(missing_ok=True)
 
 
@@ -101,7 +102,7 @@ def _processes(config: Mapping[str, Any]) -> int:
     from skelact.engine.launch import processes
 
     count = processes(config["trainer"])
-    return count if any(_trains(config, name) for name in _plan(config)) else 1
+    return count if any(_of_protocol(config, name, "trains", False) for name in _plan(config)) else 1
 
 
 def _plan(config: Mapping[str, Any]) -> list[str]:
@@ -113,8 +114,9 @@ def _node(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     return config["protocol"] if name == config["selected"] else config["protocols"][name]
 
 
-def _trains(config: Mapping[str, Any], name: str) -> bool:
-    return bool(getattr(locate(_node(config, name)["_target_"], f"protocol {name}"), "trains", False))
+def _of_protocol(config: Mapping[str, Any], name: str, attribute: str, default: bool) -> bool:
+    """What a protocol's class says of itself: whether it `trains`, whether it `needs_method` and data."""
+    return bool(getattr(locate(_node(config, name)["_target_"], f"protocol {name}"), attribute, default))
 
 
 def execute(config: Mapping[str, Any]) -> list[Record]:
@@ -134,6 +136,11 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
     run_dir, seed = Path(config["run_dir"]), int(config["seed"])
     run_dir.mkdir(parents=True, exist_ok=True)
     first = os.environ.get("RANK", "0") == "0"
+    if not _of_protocol(config, config["selected"], "needs_method", True):
+        protocol = build(_node(config, config["selected"]), f"protocol {config['selected']}")
+        records = protocol.run(seed=seed, **_accepted(protocol.run, {"scores": run_dir / SCORES, "run_dir": run_dir}))
+        write_records(run_dir / RESULTS, records)
+        return records
     seed_everything(seed, verbose=False)
     datamodule = build_data(config["data"])
     datamodule.setup()  # a missing store, a foreign layout: say so before anything is built
@@ -143,7 +150,7 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
         method = build(config["method"], "method")
     fresh = not config.get("checkpoint")
     device = pick_device(config["trainer"])
-    records: list[Record] = []
+    records = []
     loggers: list[Any] = []
     status = "failed"
     try:
@@ -285,6 +292,7 @@ def _loggers(config: Mapping[str, Any], run_dir: Path) -> list[Any]:
 
 def _log_results(loggers: list[Any], records: list[Record], run_dir: Path, method: Any, datamodule: Any) -> None:
     """Tables and pictures for loggers that show them."""
+    from skelact.protocols.base import row_tags
     from skelact.tables import table_rows
 
     shown = [logger for logger in loggers if type(logger).__name__ == "WandbLogger"]
@@ -302,11 +310,7 @@ def _log_results(loggers: list[Any], records: list[Record], run_dir: Path, metho
             header, rows = table_rows([record for record in records if record.protocol == protocol])
             logger.log_table(key=f"results/{protocol}", columns=header, data=rows)
         for record in records:
-            path = [
-                record.protocol,
-                record.method,
-                *(str(record.extra[k]) for k in ("labels", "head") if k in record.extra),
-            ]
+            path = [record.protocol, record.method, *row_tags(record.extra)]
             name = "/".join(part.replace("/", " per ") for part in path)
             logger.experiment.summary.update({f"{name}/{metric}": value for metric, value in record.metrics.items()})
         for picture in pictures:
