@@ -154,11 +154,14 @@ def _fusion(record: Record) -> str:
 
 
 def differences(records: Sequence[Record]) -> list[str]:
-    """Lines `labels all, top1: umurl - raw pose: +6.2 [2.1, 10.6]`, paired over clips, of records that have them."""
+    """Lines `labels all, top1: umurl - raw pose: +6.2 [2.1, 10.6]`, paired over clips, of records that have them.
+
+    Not of the single rows beside a fused one: theirs are in results.json.
+    """
     lines = []
     streams = "streams" in _telling(records)
     for r in _by_labels(records):
-        for other, d in r.extra.get("differences", {}).items():
+        for other, d in r.extra.get("differences", {}).items() if r.extra.get("fusion") != "single" else ():
             low, high = d["ci95"]
             what = f"labels {r.extra.get('labels', '')}, {d['metric']}"
             who = f"{r.method} {r.extra.get('streams', '')}" if streams else r.method

@@ -102,7 +102,7 @@ def _processes(config: Mapping[str, Any]) -> int:
     from skelact.engine.launch import processes
 
     count = processes(config["trainer"])
-    return count if any(_of_protocol(config, name, "trains", False) for name in _plan(config)) else 1
+    return count if any(_trains(config, name) for name in _plan(config)) else 1
 
 
 def _plan(config: Mapping[str, Any]) -> list[str]:
@@ -114,9 +114,22 @@ def _node(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     return config["protocol"] if name == config["selected"] else config["protocols"][name]
 
 
-def _of_protocol(config: Mapping[str, Any], name: str, attribute: str, default: bool) -> bool:
-    """What a protocol's class says of itself: whether it `trains`, whether it `needs_method` and data."""
-    return bool(getattr(locate(_node(config, name)["_target_"], f"protocol {name}"), attribute, default))
+def _trains(config: Mapping[str, Any], name: str) -> bool:
+    return bool(getattr(locate(_node(config, name)["_target_"], f"protocol {name}"), "trains", False))
+
+
+def _judge_files(config: Mapping[str, Any], run_dir: Path) -> list[Record] | None:
+    """Run a protocol that needs neither method nor data (an ensemble of runs); None: it is not of that kind."""
+    from skelact.results import write_records
+
+    name = config["selected"]
+    if getattr(locate(_node(config, name)["_target_"], f"protocol {name}"), "needs_method", True):
+        return None
+    if len(_plan(config)) > 1:
+        raise ConfigError(f"evaluate={config['evaluate']}: after protocol={name} there is no method to evaluate")
+    records = build(_node(config, name), f"protocol {name}").run(seed=int(config["seed"]), scores=run_dir / SCORES)
+    write_records(run_dir / RESULTS, records)
+    return records
 
 
 def execute(config: Mapping[str, Any]) -> list[Record]:
@@ -136,11 +149,8 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
     run_dir, seed = Path(config["run_dir"]), int(config["seed"])
     run_dir.mkdir(parents=True, exist_ok=True)
     first = os.environ.get("RANK", "0") == "0"
-    if not _of_protocol(config, config["selected"], "needs_method", True):
-        protocol = build(_node(config, config["selected"]), f"protocol {config['selected']}")
-        records = protocol.run(seed=seed, **_accepted(protocol.run, {"scores": run_dir / SCORES, "run_dir": run_dir}))
-        write_records(run_dir / RESULTS, records)
-        return records
+    if (judged := _judge_files(config, run_dir)) is not None:
+        return judged
     seed_everything(seed, verbose=False)
     datamodule = build_data(config["data"])
     datamodule.setup()  # a missing store, a foreign layout: say so before anything is built
@@ -150,7 +160,7 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
         method = build(config["method"], "method")
     fresh = not config.get("checkpoint")
     device = pick_device(config["trainer"])
-    records = []
+    records: list[Record] = []
     loggers: list[Any] = []
     status = "failed"
     try:

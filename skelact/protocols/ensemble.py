@@ -288,8 +288,8 @@ def _refuse_strangers(members: Sequence[Member]) -> None:
 
 def _names(members: Sequence[Member]) -> list[str]:
     """A name for each run: as few words as tell them apart."""
-    for count in (1, 2, 3):
-        names = [" ".join(dict.fromkeys(member.words[:count])) for member in members]
+    for words in ((0,), (0, 1), (0, 2), (0, 1, 2)):
+        names = [" ".join(member.words[word] for word in words) for member in members]
         if len(set(names)) == len(names):
             return names
     return [f"{name} {place}" for place, name in enumerate(names, 1)]
