@@ -49,6 +49,7 @@ class STGCN(Encoder):
     """
 
     A: Tensor
+    stacked = True
 
     def __init__(
         self,
