@@ -21,7 +21,7 @@ from skelact.objectives import gather
 
 def stream_width(backbone: Encoder) -> int:
     """Width D of the feature of a single stream."""
-    return int(getattr(backbone, "width", backbone.num_features)) if _stacked(backbone) else backbone.num_features
+    return backbone.num_features // len(backbone.streams) if backbone.stacked else backbone.num_features
 
 
 def stream_features(backbone: Encoder, streams: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
@@ -32,13 +32,9 @@ def stream_features(backbone: Encoder, streams: Mapping[str, Tensor], mask: Tens
         streams: S streams by name, each `(N, M, T, V, C)`.
         mask: `(N, M, T, V)` bool, True where observed; None means everywhere.
     """
-    if _stacked(backbone):
+    if backbone.stacked:
         return backbone.forward_streams(streams, mask)  # type: ignore[operator]
     return torch.stack(backbone.forward_many([{name: x} for name, x in streams.items()], [mask] * len(streams)))
-
-
-def _stacked(backbone: Encoder) -> bool:
-    return hasattr(backbone, "forward_streams")
 
 
 class Teacher(nn.ModuleDict):
