@@ -39,6 +39,9 @@ class STGCN(Encoder):
         dropout: after the temporal convolution, in blocks 2 to 10.
         temporal_kernel: taps of the temporal convolution, odd.
         edge_importance: learn a factor for each edge in each block.
+        init: `released`: convolutions N(0, 0.02), as the family has it; `he`: by fan-in (He et al., ICCV 2015). Training
+            differs in its first steps only, for batch normalisation follows each convolution; but without training the
+            released weights make features so small that a classifier sees next to nothing of them.
         ignore_absent: leave persons without an observed joint out, of batch statistics and of the mean over persons.
             The released model encodes them as zeros and averages them in.
         form: `plain` (fast on processors), `grouped` (all streams in each kernel, for accelerators and autocast) or
@@ -65,6 +68,7 @@ class STGCN(Encoder):
         dropout: float = 0.5,
         temporal_kernel: int = 9,
         edge_importance: bool = True,
+        init: Literal["released", "he"] = "released",
         ignore_absent: bool = False,
         form: Literal["auto", "plain", "grouped"] = "auto",
     ) -> None:
@@ -76,7 +80,9 @@ class STGCN(Encoder):
             raise ValueError(f"temporal_kernel must be odd, got {temporal_kernel}")
         if form not in ("auto", "plain", "grouped"):
             raise ValueError(f"form must be auto, plain or grouped, got {form!r}")
-        self.streams, self.persons, self.channels = tuple(streams), persons, channels
+        if init not in ("released", "he"):
+            raise ValueError(f"init must be released or he, got {init!r}")
+        self.streams, self.persons, self.channels, self.init = tuple(streams), persons, channels, init
         self.joints, self.width, self.hidden = layout.num_joints, num_features, hidden
         self.num_features = len(self.streams) * num_features
         self.dropout, self.ignore_absent, self.form = dropout, ignore_absent, form
@@ -99,10 +105,11 @@ class STGCN(Encoder):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The family's initialisation: convolutions N(0, 0.02), batch-norm weights N(1, 0.02), biases zero."""
+        """Convolutions as `init` says, batch-norm weights N(1, 0.02), biases zero."""
         for module in self.modules():
             if isinstance(module, StackedConv):
-                nn.init.normal_(module.weight, 0.0, 0.02)
+                fan_in = module.weight[0, 0].numel()
+                nn.init.normal_(module.weight, 0.0, 0.02 if self.init == "released" else (2 / fan_in) ** 0.5)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, StackedBatchNorm):
                 nn.init.normal_(module.weight, 1.0, 0.02)
