@@ -39,8 +39,8 @@ class STGCN(Encoder):
         dropout: after the temporal convolution, in blocks 2 to 10.
         temporal_kernel: taps of the temporal convolution, odd.
         edge_importance: learn a factor for each edge in each block.
-        init: `released`: convolutions N(0, 0.02), as the family has it; `he`: by fan-in (He et al., ICCV 2015). Training
-            differs in its first steps only, for batch normalisation follows each convolution; but without training the
+        init: `released`: convolutions N(0, 0.02), as the family has it; `he`: by fan-in (He et al., ICCV 2015). Batch
+            normalisation follows each convolution, so training differs in its first steps; but without training the
             released weights make features so small that a classifier sees next to nothing of them.
         ignore_absent: leave persons without an observed joint out, of batch statistics and of the mean over persons.
             The released model encodes them as zeros and averages them in.

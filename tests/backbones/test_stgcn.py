@@ -216,3 +216,20 @@ def test_wrong_inputs_are_named():
         model({"joint": torch.zeros(1, 2, 8, 20, 3)})
     with pytest.raises(ValueError, match="odd"):
         STGCN("ntu25", temporal_kernel=8)
+
+
+def test_initialisation_by_fan_in_keeps_untrained_features_readable():
+    """The released weights shrink a map from layer to layer as long as no statistics normalise it."""
+    spread = {}
+    for init in ("released", "he"):
+        torch.manual_seed(0)
+        model = STGCN("ntu25", hidden=8, num_features=32, init=init).eval()
+        weight = model.st_gcn_networks[5].tcn["2"].weight
+        assert weight.std().item() == pytest.approx(
+            {"released": 0.02, "he": (2 / weight[0, 0].numel()) ** 0.5}[init], rel=0.1
+        )
+        with torch.no_grad():
+            spread[init] = model(clips("joint", n=8, dtype=torch.float32)).std(0).mean()
+    assert spread["he"] > 100 * spread["released"]
+    with pytest.raises(ValueError, match="init must be"):
+        STGCN("ntu25", init="xavier")
