@@ -8,49 +8,37 @@ of its own view. 3s-CACA trains three streams with CMAL, then lets them agree on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
 from skelact.backbones.base import Encoder
 from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
-from skelact.methods.base import Method
 from skelact.methods.layers import StackedMLP
-from skelact.methods.moco import PRESETS, Views
-from skelact.methods.momentum import Teacher, spread, stream_features, stream_width, unit
+from skelact.methods.moco import Views
+from skelact.methods.momentum import MomentumMethod, Teacher, spread, stream_width, unit
 from skelact.objectives import cosine_distance, gather, global_mean, nearest
 
 
-class SkeletonBYOL(Method):
+class SkeletonBYOL(MomentumMethod):
     """SkeletonBYOL pretraining, and the base of its relatives.
 
     Args:
-        backbone: encoder; ST-GCN has a trunk for each stream.
-        layout: joint layout of the views.
-        sampler: evaluation sampling.
-        augment: makes two training views.
-        streams: one or more; several train side by side, nothing shared.
-        optimizer: factory; published: SGD, rate 0.1, momentum 0.9, weight decay 1e-4, constant.
-        scheduler: factory.
+        backbone: see :class:`MomentumMethod`.
+        layout: see there.
+        sampler: see there.
         embedding: width E of projections and predictions.
         projector_hidden: hidden width of the projector.
         predictor_hidden: hidden width of the predictor.
         momentum: decay of the target network.
         use_momentum: False: the online network without gradient is the target (SimSiam).
-        preset: `corrected`, or `as_released` for the published code's behaviour; fills options that are None.
-        sync_momentum_after_init: let the target start equal to the online network (released: drawn apart).
-        use_mask: see :class:`Method`.
-        scheduler_interval: see :class:`Method`.
-        exclude_from_decay: see :class:`Method`; published: False.
-        seed: seed of the training views.
+        options: further ones of :class:`MomentumMethod`; `augment` makes two views.
     """
 
-    sync_batchnorm = True
     num_views = 2
 
     def __init__(
@@ -58,44 +46,18 @@ class SkeletonBYOL(Method):
         backbone: Encoder,
         layout: str | Mapping[str, Any],
         sampler: nn.Module,
-        augment: nn.Module | None = None,
-        streams: Sequence[str] = ("joint",),
-        optimizer: Callable[..., Optimizer] | None = None,
-        scheduler: Callable[[Optimizer], Any] | None = None,
         embedding: int = 512,
         projector_hidden: int = 2048,
         predictor_hidden: int = 2048,
         momentum: float = 0.996,
         use_momentum: bool = True,
-        preset: Literal["as_released", "corrected"] = "corrected",
-        sync_momentum_after_init: bool | None = None,
-        use_mask: bool | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
-        exclude_from_decay: bool = False,
-        seed: int = 0,
+        **options: Any,
     ) -> None:
-        if preset not in PRESETS:
-            raise SkelactError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-        corrected = preset == "corrected"
-        super().__init__(
-            backbone,
-            layout,
-            streams,
-            sampler,
-            augment,
-            optimizer,
-            scheduler,
-            scheduler_interval,
-            exclude_from_decay,
-            use_mask=corrected if use_mask is None else use_mask,
-            seed=seed,
-        )
-        self.preset, self.momentum = preset, momentum
-        stack = len(self.streams)
+        super().__init__(backbone, layout, sampler, **options)
+        self.momentum, stack = momentum, len(self.streams)
         self.projector = StackedMLP(stack, stream_width(backbone), projector_hidden, embedding)
         self.predictor = StackedMLP(stack, embedding, predictor_hidden, embedding)
-        synchronised = corrected if sync_momentum_after_init is None else sync_momentum_after_init
-        self.teacher = Teacher(self.followed, synchronised) if use_momentum else None
+        self.teacher = Teacher(self.followed, self.synchronised) if use_momentum else None
 
     @property
     def followed(self) -> dict[str, nn.Module]:
@@ -104,20 +66,18 @@ class SkeletonBYOL(Method):
 
     def project(self, view: Tensor, mask: Tensor | None = None) -> Tensor:
         """Online projections `(S, N, E)` of joint views `(N, M, T, V, C)`."""
-        return self.projector(stream_features(self.backbone, self.derive(view, mask=mask), mask))
+        return self.projector(self.by_stream(self.backbone, view, mask))
 
     @torch.no_grad()
     def target(self, view: Tensor, mask: Tensor | None = None) -> Tensor:
         """Projections `(S, N, E)` of the target network."""
         if self.teacher is None:
             return self.project(view, mask)
-        return self.teacher["projector"](stream_features(self.teacher.encoder, self.derive(view, mask=mask), mask))
+        return self.teacher["projector"](self.by_stream(self.teacher.encoder, view, mask))
 
     def embed_features(self, views: Tensor, streams: Sequence[str] | None = None, mask: Tensor | None = None) -> Tensor:
         """Mean over streams of the projections: `(N, E)`."""
-        given = self.derive(views, streams, mask)
-        numbers = [number for number, name in enumerate(self.streams) if name in given]
-        features = stream_features(self.backbone, {self.streams[i]: given[self.streams[i]] for i in numbers}, mask)
+        features, numbers = self.some_streams(views, streams, mask)
         return self.projector(features, numbers).mean(0)
 
     @property
@@ -154,11 +114,7 @@ class SkeletonBYOL(Method):
             p.append(self.predictor(z[-1]))
         t = [self.target(view, mask) for view, mask in views]
         losses, values = self.objective(z, p, t)
-        values = {f"loss_{s}": x for s, x in zip(self.streams, losses.detach().unbind(), strict=True)} | values
-        values |= self.watch(z, p, t)
-        loss = losses.sum()
-        self.report({"loss": loss.detach(), **values}, batch_size=len(batch))
-        return {"loss": loss, **values}
+        return self.conclude(losses, values | self.watch(z, p, t), len(batch))
 
     @torch.no_grad()
     def watch(self, z: list[Tensor], p: list[Tensor], t: list[Tensor]) -> dict[str, Tensor]:
@@ -181,13 +137,9 @@ class CMAL(SkeletonBYOL):
     `mean[ D(p1, p2) - (D(p1, t1) + D(p2, t2)) / 2 ]` with D = 2 - 2 cos; values lie in [-4, 4] and become negative.
 
     Args:
-        backbone: see :class:`SkeletonBYOL`, whose arguments these are up to the following.
+        backbone: see :class:`MomentumMethod`.
         layout: see there.
         sampler: see there.
-        augment: see there.
-        streams: see there.
-        optimizer: see there.
-        scheduler: see there.
         repel: target that a prediction is repelled from: of the `same_view` (published), `cross_view`, `none`.
         repel_weight: weight of each repulsion.
         byol_weight: weight of SkeletonBYOL's loss beside it (published: none).
@@ -201,10 +153,6 @@ class CMAL(SkeletonBYOL):
         backbone: Encoder,
         layout: str | Mapping[str, Any],
         sampler: nn.Module,
-        augment: nn.Module | None = None,
-        streams: Sequence[str] = ("joint",),
-        optimizer: Callable[..., Optimizer] | None = None,
-        scheduler: Callable[[Optimizer], Any] | None = None,
         repel: Literal["same_view", "cross_view", "none"] = "same_view",
         repel_weight: float = 0.5,
         byol_weight: float = 0.0,
@@ -216,7 +164,7 @@ class CMAL(SkeletonBYOL):
             raise SkelactError(f"repel must be same_view, cross_view or none, got {repel!r}")
         if attract_on not in ("prediction", "projection"):
             raise SkelactError(f"attract_on must be prediction or projection, got {attract_on!r}")
-        super().__init__(backbone, layout, sampler, augment, streams, optimizer, scheduler, **options)
+        super().__init__(backbone, layout, sampler, **options)
         self.repel, self.repel_weight, self.byol_weight = repel, repel_weight, byol_weight
         self.attract_on, self.attract_stopgrad = attract_on, attract_stopgrad
 
@@ -246,13 +194,10 @@ class CACA(CMAL):
     positives of all streams.
 
     Args:
-        backbone: see :class:`SkeletonBYOL`.
+        backbone: see :class:`MomentumMethod`.
         layout: see there.
         sampler: see there.
-        augment: see there.
         streams: two or more; published: joint, motion, bone.
-        optimizer: see there.
-        scheduler: see there.
         cross_epoch: first epoch of the second stage, counted from 0; published: 60 of 100 on NTU RGB+D 60.
         topk: clips that a stream marks for each clip.
         vote: streams that must agree.
@@ -270,10 +215,7 @@ class CACA(CMAL):
         backbone: Encoder,
         layout: str | Mapping[str, Any],
         sampler: nn.Module,
-        augment: nn.Module | None = None,
         streams: Sequence[str] = ("joint", "motion", "bone"),
-        optimizer: Callable[..., Optimizer] | None = None,
-        scheduler: Callable[[Optimizer], Any] | None = None,
         cross_epoch: int = 60,
         topk: int = 2,
         vote: int = 2,
@@ -288,7 +230,7 @@ class CACA(CMAL):
             raise SkelactError(f"vote={vote}: of {len(streams)} streams between 1 and {len(streams)} can agree")
         if cscl_similarity not in ("pred_target", "target_target"):
             raise SkelactError(f"cscl_similarity must be pred_target or target_target, got {cscl_similarity!r}")
-        super().__init__(backbone, layout, sampler, augment, streams, optimizer, scheduler, **options)
+        super().__init__(backbone, layout, sampler, streams=streams, **options)
         self.cross_epoch, self.topk, self.vote, self.lamb = cross_epoch, topk, vote, lamb
         self.cscl_temperature, self.normalize_positives = cscl_temperature, normalize_positives
         self.ema_in_cross, self.cscl_similarity = ema_in_cross, cscl_similarity

@@ -11,50 +11,40 @@ with three streams is three runs with one (see `docs/methods.md`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
 from skelact.backbones.base import Encoder
 from skelact.backbones.stgcn import STGCN, attention_drop
 from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
-from skelact.methods.base import Method
-from skelact.methods.momentum import ContrastHead, KeyQueue, Teacher, follow, spread, stream_features, stream_width
+from skelact.methods.momentum import ContrastHead, KeyQueue, MomentumMethod, Teacher, follow, spread, stream_width
 from skelact.objectives import cross_entropy_of_positives, global_mean, mimic, nearest
 
 Views = Sequence[tuple[Tensor, Tensor | None]]
-PRESETS = ("as_released", "corrected")
 
 
-class SkeletonCLR(Method):
+class SkeletonCLR(MomentumMethod):
     """SkeletonCLR pretraining, and the base of its relatives.
 
+    Published: times 0.1 after epoch 250 of 300; one run for each of joint, motion and bone.
+
     Args:
-        backbone: encoder; ST-GCN has a trunk for each stream.
-        layout: joint layout of the views.
-        sampler: evaluation sampling.
-        augment: makes two training views, query and key.
-        streams: one or more; published: one run for each of joint, motion and bone.
-        optimizer: factory; published: SGD, rate 0.1, momentum 0.9, weight decay 1e-4.
-        scheduler: factory; published: times 0.1 after epoch 250 of 300.
+        backbone: see :class:`MomentumMethod`.
+        layout: see there.
+        sampler: see there.
         embedding: width E of an embedding.
         queue_size: keys kept for each stream, K.
         momentum: decay of the key encoder.
         temperature: of the logits.
-        preset: `corrected`, or `as_released` for the published code's behaviour; fills options that are None.
-        sync_momentum_after_init: let the key encoder start equal to the query encoder (released: drawn apart).
-        use_mask: see :class:`Method`.
-        scheduler_interval: see :class:`Method`.
-        exclude_from_decay: see :class:`Method`; published: False.
-        seed: seed of the training views.
+        tied_heads: see :class:`~skelact.methods.momentum.ContrastHead`.
+        options: further ones of :class:`MomentumMethod`; `augment` makes two views, query and key.
     """
 
-    sync_batchnorm = True
     view_names: tuple[str, ...] = ("query", "key")
 
     def __init__(
@@ -62,42 +52,17 @@ class SkeletonCLR(Method):
         backbone: Encoder,
         layout: str | Mapping[str, Any],
         sampler: nn.Module,
-        augment: nn.Module | None = None,
-        streams: Sequence[str] = ("joint",),
-        optimizer: Callable[..., Optimizer] | None = None,
-        scheduler: Callable[[Optimizer], Any] | None = None,
         embedding: int = 128,
         queue_size: int = 32768,
         momentum: float = 0.999,
         temperature: float = 0.07,
-        preset: Literal["as_released", "corrected"] = "corrected",
-        sync_momentum_after_init: bool | None = None,
-        use_mask: bool | None = None,
-        scheduler_interval: Literal["epoch", "step"] = "epoch",
-        exclude_from_decay: bool = False,
-        seed: int = 0,
         tied_heads: bool = False,
+        **options: Any,
     ) -> None:
-        if preset not in PRESETS:
-            raise SkelactError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-        corrected = preset == "corrected"
-        super().__init__(
-            backbone,
-            layout,
-            streams,
-            sampler,
-            augment,
-            optimizer,
-            scheduler,
-            scheduler_interval,
-            exclude_from_decay,
-            use_mask=corrected if use_mask is None else use_mask,
-            seed=seed,
-        )
-        self.preset, self.momentum, self.temperature = preset, momentum, temperature
+        super().__init__(backbone, layout, sampler, **options)
+        self.momentum, self.temperature = momentum, temperature
         self.head = ContrastHead(len(self.streams), stream_width(backbone), embedding, tied_heads)
-        synchronised = corrected if sync_momentum_after_init is None else sync_momentum_after_init
-        self.teacher = Teacher(self.online, synchronised)
+        self.teacher = Teacher(self.online, self.synchronised)
         self.queue = KeyQueue(len(self.streams), embedding, queue_size)
 
     @property
@@ -112,20 +77,18 @@ class SkeletonCLR(Method):
 
     def embed(self, view: Tensor, mask: Tensor | None = None) -> Tensor:
         """Unit embeddings `(S, N, E)` of joint views `(N, M, T, V, C)`."""
-        return self.head(stream_features(self.backbone, self.derive(view, mask=mask), mask))
+        return self.head(self.by_stream(self.backbone, view, mask))
 
     def embed_features(self, views: Tensor, streams: Sequence[str] | None = None, mask: Tensor | None = None) -> Tensor:
         """Mean over streams of the head's outputs, before they are scaled to unit length: `(N, E)`."""
-        given = self.derive(views, streams, mask)
-        numbers = [self.streams.index(name) for name in self.streams if name in given]
-        ordered = {self.streams[i]: given[self.streams[i]] for i in numbers}
-        return self.head.raw(stream_features(self.backbone, ordered, mask), numbers).mean(0)
+        features, numbers = self.some_streams(views, streams, mask)
+        return self.head.raw(features, numbers).mean(0)
 
     @torch.no_grad()
     def embed_keys(self, view: Tensor, mask: Tensor | None = None) -> Tensor:
         """Let the key encoder follow, then its unit embeddings `(S, N, E)`."""
         self.follow()
-        return self.teacher["head"](stream_features(self.teacher.encoder, self.derive(view, mask=mask), mask))
+        return self.teacher["head"](self.by_stream(self.teacher.encoder, view, mask))
 
     def follow(self) -> None:
         """Move the key encoder towards the query encoder."""
@@ -150,11 +113,7 @@ class SkeletonCLR(Method):
 
     def training_step(self, batch: RaggedClips, batch_idx: int = 0) -> dict[str, Tensor]:
         """One step: `loss` with its graph, summed over streams; the losses of the streams and probes without."""
-        losses, values = self.objective(self.views(batch))
-        values = {f"loss_{s}": x for s, x in zip(self.streams, losses.detach().unbind(), strict=True)} | values
-        loss = losses.sum()
-        self.report({"loss": loss.detach(), **values}, batch_size=len(batch))
-        return {"loss": loss, **values}
+        return self.conclude(*self.objective(self.views(batch)), len(batch))
 
 
 def info_nce(logits: Tensor, positives: Tensor | None = None) -> Tensor:
@@ -175,20 +134,17 @@ class CrosSCLR(SkeletonCLR):
     which both streams are trained.
 
     Args:
-        backbone: ST-GCN, or another encoder of several streams.
-        layout: see :class:`SkeletonCLR`.
-        sampler: see :class:`SkeletonCLR`.
-        augment: see :class:`SkeletonCLR`.
+        backbone: see :class:`MomentumMethod`.
+        layout: see there.
+        sampler: see there.
         streams: two or more; published: joint, motion, bone, or the first two.
-        optimizer: see :class:`SkeletonCLR`.
-        scheduler: see :class:`SkeletonCLR`.
         cross_epoch: first epoch of the second stage, counted from 0; published: 150 of 300.
         topk: neighbours that become positives.
         context: the products among the logits.
         tied_heads: heads of the later streams share the first one's layers (released: yes, by mistake).
         cross_key_update: streams whose key encoders move in the second stage: `all`, or `motion` (released, an open
             question there: the others stand still).
-        preset: sets these two and `sync_momentum_after_init` where they are None.
+        preset: sets the last two and `sync_momentum_after_init` where they are None.
         options: further ones of :class:`SkeletonCLR`.
     """
 
@@ -197,10 +153,7 @@ class CrosSCLR(SkeletonCLR):
         backbone: Encoder,
         layout: str | Mapping[str, Any],
         sampler: nn.Module,
-        augment: nn.Module | None = None,
         streams: Sequence[str] = ("joint", "motion", "bone"),
-        optimizer: Callable[..., Optimizer] | None = None,
-        scheduler: Callable[[Optimizer], Any] | None = None,
         cross_epoch: int = 150,
         topk: int = 1,
         context: bool = True,
@@ -213,9 +166,7 @@ class CrosSCLR(SkeletonCLR):
             raise SkelactError(f"CrosSCLR needs two or more streams, got {list(streams)}")
         released = preset == "as_released"
         tied = released if tied_heads is None else tied_heads
-        super().__init__(
-            backbone, layout, sampler, augment, streams, optimizer, scheduler, preset=preset, tied_heads=tied, **options
-        )
+        super().__init__(backbone, layout, sampler, streams=streams, preset=preset, tied_heads=tied, **options)
         self.cross_epoch, self.topk, self.context = cross_epoch, topk, context
         self.cross_key_update = cross_key_update or ("motion" if released else "all")
         if self.cross_key_update not in ("all", "motion"):
@@ -280,18 +231,14 @@ class AimCLR(SkeletonCLR):
     nearest keys of all three become further positives of the query (NNM).
 
     Args:
-        backbone: ST-GCN.
-        layout: see :class:`SkeletonCLR`.
-        sampler: see :class:`SkeletonCLR`.
-        augment: makes three training views: extreme, query, key.
-        streams: see :class:`SkeletonCLR`.
-        optimizer: see :class:`SkeletonCLR`.
-        scheduler: see :class:`SkeletonCLR`.
+        backbone: ST-GCN; see :class:`MomentumMethod`.
+        layout: see there.
+        sampler: see there.
         mining_epoch: first epoch of the mining, counted from 0; published: 150 of 300.
         topk: neighbours mined by each of the three embeddings.
         drop_threshold: attention from which on features are dropped.
         attention_drop: `fixed`, or `first_release`: the code before March 2022, whose drop left everything as it was.
-        options: further ones of :class:`SkeletonCLR`.
+        options: further ones of :class:`SkeletonCLR`; `augment` makes three views: extreme, query, key.
     """
 
     view_names = ("extreme", "query", "key")
@@ -301,10 +248,6 @@ class AimCLR(SkeletonCLR):
         backbone: Encoder,
         layout: str | Mapping[str, Any],
         sampler: nn.Module,
-        augment: nn.Module | None = None,
-        streams: Sequence[str] = ("joint",),
-        optimizer: Callable[..., Optimizer] | None = None,
-        scheduler: Callable[[Optimizer], Any] | None = None,
         mining_epoch: int = 150,
         topk: int = 1,
         drop_threshold: float = 0.7,
@@ -315,7 +258,7 @@ class AimCLR(SkeletonCLR):
             raise SkelactError(f"AimCLR drops entries of ST-GCN's last feature map; {type(backbone).__name__} has none")
         if attention_drop not in ("fixed", "first_release"):
             raise SkelactError(f"attention_drop must be fixed or first_release, got {attention_drop!r}")
-        super().__init__(backbone, layout, sampler, augment, streams, optimizer, scheduler, **options)
+        super().__init__(backbone, layout, sampler, **options)
         self.mining_epoch, self.topk = mining_epoch, topk
         self.drop_threshold, self.attention_drop = drop_threshold, attention_drop
 

@@ -7,16 +7,98 @@ in rank order, which is the order of the global batch, before they enter the que
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from skelact.backbones.base import Encoder
+from skelact.errors import SkelactError
+from skelact.methods.base import Method
 from skelact.methods.layers import StackedLinear
 from skelact.objectives import gather
+
+PRESETS = ("as_released", "corrected")
+
+
+class MomentumMethod(Method):
+    """Base of the contrastive family: streams side by side, and a momentum copy of the networks.
+
+    Args:
+        backbone: encoder; ST-GCN has a trunk for each stream, of another each stream is encoded alone.
+        layout: joint layout of the views.
+        sampler: evaluation sampling.
+        augment: makes the training views that the method needs.
+        streams: one or more; several train side by side.
+        optimizer: factory; published: SGD, rate 0.1, momentum 0.9, weight decay 1e-4.
+        scheduler: factory.
+        preset: `corrected`, or `as_released` for the published code's behaviour; fills options that are None.
+        sync_momentum_after_init: let the momentum networks start equal to the trained ones (released: drawn apart).
+        use_mask: see :class:`Method`.
+        scheduler_interval: see :class:`Method`.
+        exclude_from_decay: see :class:`Method`; published: False.
+        seed: seed of the training views.
+    """
+
+    sync_batchnorm = True
+
+    def __init__(
+        self,
+        backbone: Encoder,
+        layout: str | Mapping[str, Any],
+        sampler: nn.Module,
+        augment: nn.Module | None = None,
+        streams: Sequence[str] = ("joint",),
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[[Optimizer], Any] | None = None,
+        preset: Literal["as_released", "corrected"] = "corrected",
+        sync_momentum_after_init: bool | None = None,
+        use_mask: bool | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        exclude_from_decay: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if preset not in PRESETS:
+            raise SkelactError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        corrected = preset == "corrected"
+        super().__init__(
+            backbone,
+            layout,
+            streams,
+            sampler,
+            augment,
+            optimizer,
+            scheduler,
+            scheduler_interval,
+            exclude_from_decay,
+            use_mask=corrected if use_mask is None else use_mask,
+            seed=seed,
+        )
+        self.preset = preset
+        self.synchronised = corrected if sync_momentum_after_init is None else sync_momentum_after_init
+
+    def by_stream(self, backbone: Encoder, view: Tensor, mask: Tensor | None) -> Tensor:
+        """Features of each of the method's streams `(S, N, D)` of joint views `(N, M, T, V, C)`."""
+        return stream_features(backbone, self.derive(view, mask=mask), mask)
+
+    def some_streams(
+        self, views: Tensor, streams: Sequence[str] | None, mask: Tensor | None
+    ) -> tuple[Tensor, list[int]]:
+        """Features `(S', N, D)` of some streams (None: all), in the method's order, and their numbers."""
+        given = self.derive(views, streams, mask)
+        numbers = [number for number, name in enumerate(self.streams) if name in given]
+        ordered = {self.streams[number]: given[self.streams[number]] for number in numbers}
+        return stream_features(self.backbone, ordered, mask), numbers
+
+    def conclude(self, losses: Tensor, values: Mapping[str, Tensor], batch_size: int) -> dict[str, Tensor]:
+        """What a step returns and logs: `loss`, the sum of the streams' `(S,)`; these and `values` without graph."""
+        values = {f"loss_{s}": x for s, x in zip(self.streams, losses.detach().unbind(), strict=True)} | dict(values)
+        loss = losses.sum()
+        self.report({"loss": loss.detach(), **values}, batch_size)
+        return {"loss": loss, **values}
 
 
 def stream_width(backbone: Encoder) -> int:
