@@ -53,8 +53,8 @@ class Supervised(Method):
         label_smoothing: of the training loss.
         head_init: standard deviation of the head's normal weights, biases zero; None: as nn.Linear.
         head_only: train the head alone, on a backbone in evaluation mode.
-        mode: `train`, or `eval`: statistics of batch normalisation stay as they are and dropout is off while all weights
-            are trained; None: by the preset.
+        mode: `train`, or `eval`: statistics of batch normalisation stay as they are and dropout is off while all
+            weights are trained; None: by the preset.
         preset: `corrected`, or `as_released` for the published code's behaviour; fills options that are None.
         use_mask: see :class:`Method`.
         scheduler_interval: see :class:`Method`.

@@ -137,7 +137,7 @@ class Protocol:
                     )
                 )
                 if answer.correct is not None:
-                    _compare(first, "/".join(_tags(answer)), records[-1], answer.correct, datamodule.groups("test"))
+                    compare(first, "/".join(_tags(answer)), records[-1], answer.correct, datamodule.groups("test"))
                 if scores is not None and answer.scores is not None:
                     key = "/".join([self.name, subject.name, *_tags(answer)])
                     columns = (datamodule.clip_names("test"), datamodule.labels("test"))
@@ -230,7 +230,7 @@ def summarise(
     return metrics, ci95, extra
 
 
-def _compare(
+def compare(
     first: dict[str, tuple[Record, np.ndarray]], tag: str, record: Record, correct: np.ndarray, groups: np.ndarray
 ) -> None:
     """Add the paired difference to the first subject's record: same clips, same label lists, same head seeds."""

@@ -143,7 +143,12 @@ def test_smoothing_dropout_and_head_options():
 
 @pytest.mark.parametrize(
     ("options", "word"),
-    [({"fusion": "max"}, "fusion"), ({"mode": "test"}, "mode"), ({"preset": "x"}, "preset"), ({"streams": []}, "streams")],
+    [
+        ({"fusion": "max"}, "fusion"),
+        ({"mode": "on"}, "mode"),
+        ({"preset": "x"}, "preset"),
+        ({"streams": []}, "streams"),
+    ],
 )
 def test_wrong_options_are_named(options, word):
     backbone = STGCN("kinect20", 1, hidden=4, num_features=8)
