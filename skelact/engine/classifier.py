@@ -68,6 +68,8 @@ def prepare(config: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 def training_config(config: Mapping[str, Any], protocol: Any, job: Job, given: Sequence[str] = ()) -> dict[str, Any]:
     """The config of one training: the classifier as method, with the job's data, recipe and seed.
 
+    What it wants of the data stands apart, in `training_data`: protocols that follow see all clips and all labels.
+
     Args:
         config: of the run; where its method is a classifier already it is made anew.
         protocol: says what it wants of the sections.
@@ -78,9 +80,12 @@ def training_config(config: Mapping[str, Any], protocol: Any, job: Job, given: S
     if not protocol.fresh:
         made["method"] = _classifier(made, getattr(protocol, "augment", None))
     for section, changes in protocol.changes(job).items():
-        made[section] = dict(made.get(section) or {})
-        made[section].update({key: value for key, value in changes.items() if f"{section}.{key}" not in given})
-    made["seed"] = made["data"]["seed"] = made["method"]["seed"] = job.seed
+        wanted = {key: value for key, value in changes.items() if f"{section}.{key}" not in given}
+        if section == "data":
+            made["training_data"] = wanted | {"seed": job.seed}
+        else:
+            made[section] = dict(made.get(section) or {}) | wanted
+    made["seed"] = made["method"]["seed"] = job.seed
     return made
 
 
@@ -157,7 +162,6 @@ class Trainings:
         import torch
 
         from skelact.callbacks.metrics_csv import MetricsCSV
-        from skelact.data.datamodules import VARIABLE
         from skelact.engine.run import CONFIG, METRICS, make_trainer
         from skelact.engine.settings import write_yaml
         from skelact.protocols.training import fit
@@ -166,7 +170,7 @@ class Trainings:
         config = self.config_of(job, folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_yaml(folder / CONFIG, config)
-        datamodule = self.datamodule.variant(**{key: config["data"][key] for key in VARIABLE if key in config["data"]})
+        datamodule = self.datamodule.variant(**config["training_data"])
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(job.seed)
             method = build(config["method"], "method")
@@ -182,15 +186,10 @@ class Trainings:
         own = self.config["selected"] == self.name
         made = training_config(self.config, self.protocol, job, self.config.get("given") or () if own else ())
         devices = made["trainer"].get("devices")
-        made["trainer"] |= {
-            "devices": devices[:1] if isinstance(devices, list) else 1, "strategy": "auto", "num_nodes": 1,
-        }  # fmt: skip
+        one = devices[:1] if isinstance(devices, list) else 1
+        made["trainer"] |= {"devices": one, "strategy": "auto", "num_nodes": 1}
         kept = ("checkpoint", "progress", "best_epoch")
         made["callbacks"] = {key: made["callbacks"][key] for key in kept if key in made["callbacks"]}
-        made |= {
-            "run_dir": str(folder),
-            "selected": self.name,
-            "protocol": made["protocols"][self.name],
-            "evaluate": [],
-        }
+        made |= {"selected": self.name, "protocol": made["protocols"][self.name]}
+        made |= {"run_dir": str(folder), "evaluate": []}
         return {key: value for key, value in made.items() if key not in ("resume", "logger_id", "given")}

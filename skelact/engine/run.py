@@ -166,20 +166,20 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
                 "untrained": lambda seed: untrained(config, seed),
                 "encoder": "untrained" if fresh else "pretrained",
             }
+            data = datamodule
             if getattr(protocol, "classifies", False):
                 source = method if number else pretrained
                 extra |= {"alone": alone, "pretrained": source, "subject": source and type(source).__name__.lower()}
-                extra |= {
-                    "source": _source(config),
-                    "train": Trainings(config, name, protocol, datamodule, source, device),
-                }
+                extra["train"] = Trainings(config, name, protocol, datamodule, source, device)
+                extra["source"] = _source(config)
+                data = datamodule if number else datamodule.variant(**config["training_data"])
             # the classifiers of a later protocol have trainers and directories of their own
             if getattr(protocol, "trains", False) and not (number and "train" in extra):
-                trainer = make_trainer(config, datamodule, method, loggers, run_dir)
-                extra |= {"trainer": trainer, "ckpt_path": _continue(config, trainer, datamodule, loggers)}
+                trainer = make_trainer(config, data, method, loggers, run_dir)
+                extra |= {"trainer": trainer, "ckpt_path": _continue(config, trainer, data, loggers)}
             else:
                 method.eval().to(device)
-            records += protocol.run(method, datamodule, seed=seed, **_accepted(protocol.run, extra))
+            records += protocol.run(method, data, seed=seed, **_accepted(protocol.run, extra))
             if "trainer" in extra and not alone():
                 return []
             fresh, trained = fresh and "trainer" not in extra, trained or "trainer" in extra

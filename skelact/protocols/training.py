@@ -88,8 +88,8 @@ def _partial(target: str, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 # `skelact_*_v1` are ours. The published code of AimCLR's family has no settings for these protocols: its author named
-# an initial rate of 0.1 for fine-tuning and nothing else. The others are SkeleMixCLR's, of the same group; where its rate
-# of fine-tuning and its batch size of few-label training are not known, AimCLR's 0.1 and 128 stand.
+# an initial rate of 0.1 for fine-tuning and nothing else. The others are SkeleMixCLR's, of the same group; where its
+# rate of fine-tuning and its batch size of few-label training are not known, AimCLR's 0.1 and 128 stand.
 RECIPES: dict[str, TrainingRecipe] = {
     "skelact_finetune_v1": TrainingRecipe(
         1e-3, epochs=60, optimizer="adamw", weight_decay=1e-4, schedule="cosine", warmup=5, clip=1.0
