@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def world_size() -> int:
@@ -69,6 +70,25 @@ def gather(x: Tensor, dim: int = 0) -> Tensor:
 def all_reduce(x: Tensor) -> Tensor:
     """Sum of `x` over ranks, differentiable; `x` itself without a process group."""
     return x if world_size() == 1 else _AllReduce.apply(x)
+
+
+def global_mean(per_sample: Tensor) -> Tensor:
+    """Mean over the last dimension and over all ranks, the same on every rank; differentiable.
+
+    Backward sums upstream gradients over ranks, so that parameter gradients averaged by DDP equal those of one process
+    with the whole batch, as with :func:`gather`. Unlike a mean of means it is right for uneven batches.
+
+    Args:
+        per_sample: `(..., b)`; ranks may hold different numbers of entries, none too.
+
+    Returns:
+        `(...)`, float32 at least.
+    """
+    x = _float(per_sample)  # a half-precision count would round
+    if world_size() == 1:
+        return x.mean(-1)
+    total = all_reduce(torch.cat([x.sum(-1).flatten(), x.new_full((1,), x.shape[-1])]))
+    return (total[:-1] / total[-1]).view(x.shape[:-1])
 
 
 def vc_regularisation(z: Tensor, epsilon: float = 1e-4, direct: bool = False) -> tuple[Tensor, Tensor]:
@@ -146,3 +166,39 @@ def _umurl_terms(z: Tensor, consistency: float, variance: float, covariance: flo
     var, cov = vc_regularisation(z, direct=direct)
     total = consistency * (intra.sum() + inter.sum()) + variance * var.sum() + covariance * cov.sum()
     return UmURLTerms(total, intra, inter, var, cov)
+
+
+def nearest(similarity: Tensor, k: int) -> Tensor:
+    """`(..., K)` bool: the `k` highest of each row of `similarity`."""
+    found = similarity.topk(min(k, similarity.shape[-1]), -1).indices
+    return torch.zeros_like(similarity, dtype=torch.bool).scatter_(-1, found, True)
+
+
+def cross_entropy_of_positives(logits: Tensor, positives: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood of each clip's positives, mean over them.
+
+    Args:
+        logits: `(..., N, L)`.
+        positives: `(..., N, L)` bool, at least one in each row; None: the first logit alone.
+
+    Returns:
+        `(..., N)`, in single precision at least.
+    """
+    log = _float(logits).log_softmax(-1)
+    if positives is None:
+        return -log[..., 0]
+    return -(log * positives).sum(-1) / positives.sum(-1)
+
+
+def mimic(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy `(..., N)` of the distribution of `logits` under that of `target`, both `(..., N, L)`."""
+    return -(_float(target).softmax(-1) * _float(logits).log_softmax(-1)).sum(-1)
+
+
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """`2 - 2 cos(a, b)`, the squared distance of unit vectors: `(..., D)` each to `(...)`."""
+    return 2 - 2 * F.cosine_similarity(_float(a), _float(b), dim=-1)
+
+
+def _float(x: Tensor) -> Tensor:
+    return x.float() if x.dtype.itemsize < 4 else x

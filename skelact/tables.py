@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +39,14 @@ def gather_results(directories: Sequence[str | Path]) -> list[Record]:
     return [_average(runs) for runs in groups.values()]
 
 
+_SETTING = (
+    "labels", "head", "encoder", "steps", "recipe", "streams", "fusion", "fuse", "space", "temperature", "weights",
+)  # fmt: skip
+
+
 def _setting(record: Record) -> tuple[Any, ...]:
-    extra = tuple(str(record.extra.get(k)) for k in ("labels", "head", "encoder", "steps", "recipe", "streams"))
+    fitted = "val:weights" in record.selection  # then weights are a finding, and differ between seeds
+    extra = tuple(str(record.extra.get(k)) for k in _SETTING if not (fitted and k == "weights"))
     return (record.protocol, record.method, record.data, record.split, record.selection, record.fingerprint, *extra)
 
 
@@ -61,7 +67,8 @@ def _average(runs: list[Record]) -> Record:
     others = [r.extra.get("differences", {}) for r in latest]
     shared = [name for name in others[0] if all(name in o for o in others)]
     first.extra["differences"] = {name: _average_difference([o[name] for o in others]) for name in shared}
-    for key in ("ci95_clips", "std", "repetitions", "lr", *(() if shared else ("differences",))):
+    own = [key for key in ("weights", "run", "runs") if any(r.extra.get(key) != runs[0].extra.get(key) for r in latest)]
+    for key in ("ci95_clips", "std", "repetitions", "lr", *own, *(() if shared else ("differences",))):
         first.extra.pop(key, None)  # of one run
     first.seed, first.checkpoint, first.extra["seeds"] = None, None, [r.seed for r in latest]
     return first
@@ -97,13 +104,23 @@ def table_rows(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     """
     records = _by_labels(records)
     keys = [k for k in ("labels", "head") if any(k in r.extra for r in records)]
+    told = _telling(records)
     split = any("/" in m for r in records for m in r.metrics)
     columns = list(dict.fromkeys(m.split("/", 1)[-1] for r in records for m in r.metrics))
     legacy = any("legacy" in r.selection for r in records)
-    header = ["protocol", "data", *keys, "method", *(["selection"] if legacy else []), *(["measure"] if split else [])]
+    header = [
+        "protocol",
+        "data",
+        *keys,
+        "method",
+        *told,
+        *(["selection"] if legacy else []),
+        *(["measure"] if split else []),
+    ]
     rows = []
     for r in records:
         start = [r.protocol, f"{r.data} {r.split}".strip(), *(str(r.extra.get(k, "")) for k in keys), r.method]
+        start += [tell(r) for tell in told.values()]
         start += [r.selection] if legacy else []
         if not split:
             rows.append(start + [_cell(r, m) for m in columns])
@@ -113,14 +130,42 @@ def table_rows(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     return header + columns, rows
 
 
+def _telling(records: Sequence[Record]) -> dict[str, Callable[[Record], str]]:
+    """Columns that only some tables need: `streams` where encoders were asked different ones, `fusion` where some fuse.
+
+    The raw pose does not count: beside an encoder of three streams it is that of the joints.
+    """
+    asked = {r.extra.get("streams") for r in records if r.extra.get("encoder") != "raw_pose"}
+    columns: dict[str, Callable[[Record], str]] = {}
+    if len(asked) > 1:
+        columns["streams"] = lambda r: str(r.extra.get("streams", ""))
+    if any(_fusion(r) for r in records):
+        columns["fusion"] = _fusion
+    return columns
+
+
+def _fusion(record: Record) -> str:
+    """`late 0.6/0.6/0.4`: how streams or runs were joined, weights in the order of the single rows."""
+    kind, weights = str(record.extra.get("fusion", "")), record.extra.get("weights")
+    if kind in ("", "single", "joint"):
+        return ""
+    numbers = "/".join(f"{weight:.2g}" for weight in weights.values()) if weights else ""
+    return " ".join(part for part in (kind, numbers, "(val)" if "val:weights" in record.selection else "") if part)
+
+
 def differences(records: Sequence[Record]) -> list[str]:
-    """Lines `labels all, top1: umurl - raw pose: +6.2 [2.1, 10.6]`, paired over clips, of records that have them."""
+    """Lines `labels all, top1: umurl - raw pose: +6.2 [2.1, 10.6]`, paired over clips, of records that have them.
+
+    Not of the single rows beside a fused one: theirs are in results.json.
+    """
     lines = []
+    streams = "streams" in _telling(records)
     for r in _by_labels(records):
-        for other, d in r.extra.get("differences", {}).items():
+        for other, d in r.extra.get("differences", {}).items() if r.extra.get("fusion") != "single" else ():
             low, high = d["ci95"]
             what = f"labels {r.extra.get('labels', '')}, {d['metric']}"
-            lines.append(f"{what}: {r.method} - {other}: {d['difference']:+.1f} [{low:.1f}, {high:.1f}]")
+            who = f"{r.method} {r.extra.get('streams', '')}" if streams else r.method
+            lines.append(f"{what}: {who} - {other}: {d['difference']:+.1f} [{low:.1f}, {high:.1f}]")
     return lines
 
 
@@ -139,6 +184,7 @@ def _cell(record: Record, name: str, short: bool = False) -> str:
 
 _INTERVALS = {
     "linear": "[95 % interval over seeds or label lists and test clips together]",
+    "ensemble": "[95 % interval over test clips]",
     "retrieval": "[95 % interval over test clips, with few labels over label lists and test clips together]",
     **dict.fromkeys(
         ("supervised", "finetune", "semi", "transfer"),
@@ -170,7 +216,7 @@ def _plain_table(title: str, records: Sequence[Record]) -> Table:
     table = _new_table(title, notes)
     for i, name in enumerate(header):
         if i not in drop:
-            words = name in ("method", "selection", "labels", "head")
+            words = name in ("method", "streams", "fusion", "selection", "labels", "head")
             table.add_column(name, justify="left" if words else "right", no_wrap=True)
     at = header.index("labels") if "labels" in header else None
     for number, row in enumerate(rows):
@@ -257,11 +303,11 @@ def csv_text(records: Sequence[Record]) -> str:
 
     out = io.StringIO()
     write = csv.writer(out, lineterminator="\n").writerow
-    write(
-        ["protocol", "data", "split", "method", "labels", "head", "seed", "selection", "metric", "value", "low", "high"]
-    )
+    extra = ("labels", "head", "streams")
+    numbers = ("metric", "value", "low", "high")
+    write(["protocol", "data", "split", "method", *extra, "fusion", "seed", "selection", *numbers])
     for r in records:
-        setting = [r.protocol, r.data, r.split, r.method, r.extra.get("labels", ""), r.extra.get("head", "")]
+        setting = [r.protocol, r.data, r.split, r.method, *(r.extra.get(key, "") for key in extra), _fusion(r)]
         for name, value in r.metrics.items():
             write([*setting, r.seed, r.selection, name, value, *r.ci95.get(name, ("", ""))])
     return out.getvalue()

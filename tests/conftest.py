@@ -104,3 +104,26 @@ def tiny_options():
 def rank_environment(home):
     """Environment of a process of its own."""
     return {**os.environ, "SKELACT_DATA": str(home / "data"), "OMP_NUM_THREADS": "1"}
+
+
+def _rank(rank, function, counts, folder):
+    import torch
+
+    torch.set_num_threads(1)  # a forked process must not use the thread pool of its parent
+    rendezvous = f"file://{folder}/rendezvous"
+    torch.distributed.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=len(counts))
+    torch.save(function(rank, counts), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def on_ranks(tmp_path):
+    """Calls `function(rank, counts)` in one gloo process an entry of `counts`; returns what they return, in order."""
+    import torch
+
+    def call(function, counts):
+        arguments = (function, counts, str(tmp_path))
+        torch.multiprocessing.start_processes(_rank, arguments, nprocs=len(counts), start_method="fork")
+        return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(counts))]
+
+    return call

@@ -30,6 +30,9 @@ def test_version(capsys):
         (["benchmrk"], ["benchmrk", "benchmark"]),
         (["checkpoint=nowhere", "protocol=linear"], ["nowhere", "does not exist"]),
         (["evaluate=[lineal]"], ["lineal", "linear"]),
+        (["protocol=ensemble", "protocol.runs=[here]", "evaluate=[linear]"], ["evaluate=['linear']", "ensemble"]),
+        (["protocol=ensemble"], ["protocol.runs=[RUN_A,RUN_B]"]),
+        (["protocol=ensemble", "protocol.runs=[here,there]"], ["here", "no such file"]),
         (["preset=wrong"], ["preset=wrong", "corrected"]),
         (["resume=nowhere"], ["nowhere", "not a run directory"]),
         (["seed=[1"], ["seed"]),
@@ -248,3 +251,21 @@ def test_wandb_run_is_continued_and_ended_after_a_failure(skelact_run, tmp_path,
     runs = sorted((tmp_path / "w" / "wandb").glob("offline-run-*"))
     assert len({run.name.rpartition("-")[2] for run in runs}) == 1 and len(runs) == 2
     assert [read_wandb(next(run.glob("*.wandb")))[3] for run in runs] == [0, 1]
+
+
+def test_streams_alone_late_fusion_and_an_ensemble_of_runs(skelact_run, trained, tmp_path, capsys):
+    own = [f"checkpoint={trained}", "trainer.accelerator=cpu", "protocol=linear", "protocol.labels=all"]
+    short = ["protocol.recipe=umurl", "protocol.epochs=2", "protocol.seeds=1", "protocol.baselines=false"]
+    late = ["protocol.fusion=late", "protocol.weights={joint: 0.6, bone: 0.6, motion: 0.4}", "run_dir=late"]
+    assert skelact_run(*own, *short, *late, tiny=False) == 0
+    assert skelact_run(*own, *short, "protocol.streams=[motion]", "run_dir=motion", tiny=False) == 0
+    assert (tmp_path / "late" / "scores_val.npz").exists()
+    join = ["protocol=ensemble", f"protocol.runs=[late,motion,{trained}]", "run_dir=ensemble"]
+    assert skelact_run(*join, "protocol.weights=val", tiny=False) == 0
+    rows = json.loads((tmp_path / "ensemble" / "results.json").read_text())
+    assert [r["streams"] for r in rows] == ["joint+bone+motion", "motion", "joint+bone+motion", "joint+bone+motion"]
+    assert rows[3]["selection"] == "val:weights" and len(rows[3]["weights"]) == 3
+    assert skelact_run(*join, tiny=False) == 2 and "holds a run already" in capsys.readouterr().err
+    assert skelact_run(*join, "overwrite=true", "protocol.runs=[late]", tiny=False) == 0
+    assert main(["results", str(tmp_path), "--protocol", "ensemble"]) == 0
+    assert "ensemble: tiny default" in capsys.readouterr().out

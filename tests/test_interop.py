@@ -71,8 +71,10 @@ def test_wrong_skeleton_or_length_is_refused(state, options, words):
 
 
 def test_other_systems_and_files_are_refused(tmp_path):
-    with pytest.raises(SkelactError, match="no importer for 'caca'; this version reads checkpoints of: umurl"):
-        load_official("caca", {})
+    with pytest.raises(
+        SkelactError, match="no importer for 'cacao'; this version reads checkpoints of: umurl, skeletonclr"
+    ):
+        load_official("cacao", {})
     with pytest.raises(SkelactError, match="no such checkpoint"):
         load_official("umurl", tmp_path / "none.pt")
     with pytest.raises(SkelactError, match=r"missing: backbone\.j_emb"):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from skelact.objectives import gather, umurl_loss, vc_regularisation
+from skelact.objectives import gather, global_mean, umurl_loss, vc_regularisation
 
 GOLDEN = Path(__file__).parent / "golden" / "umurl"
 NAMES = ("j", "b", "m", "uj", "ub", "um")
@@ -121,3 +121,36 @@ def test_two_gloo_processes_equal_reference_and_one_process(tmp_path):
         torch.testing.assert_close(ours["ddp"], data["full_grad_W"], **close)
         for name, grad in zip(NAMES, ours["z"], strict=True):
             torch.testing.assert_close(grad, data[f"rank{rank}_grad_z_{name}"], **close)
+
+
+def _rows(count):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(count, 4, generator=generator, dtype=torch.float64)
+    return x, torch.randn(4, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+
+
+def _uneven(rank, counts):
+    x, weight = _rows(sum(counts))
+    mine = x.split(counts)[rank]
+    loss = global_mean((mine @ weight).square().sum(1))
+    loss.backward()
+    grad = weight.grad / len(counts)
+    torch.distributed.all_reduce(grad)
+    return {"loss": loss.detach(), "grad": grad, "half": global_mean(mine.T.half())}
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("counts", [(5, 3), (4, 0, 2)])
+def test_uneven_ranks_share_one_mean(counts, on_ranks):
+    x, weight = _rows(sum(counts))
+    loss = global_mean((x @ weight).square().sum(1))
+    loss.backward()
+    for ours in on_ranks(_uneven, counts):
+        torch.testing.assert_close(ours["loss"], loss.detach(), rtol=1e-12, atol=0)
+        torch.testing.assert_close(ours["grad"], weight.grad, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(ours["half"], x.half().float().mean(0))
+
+
+def test_one_process_needs_no_group():
+    x = torch.randn(3, 2, requires_grad=True)
+    assert torch.equal(global_mean(x), x.mean(1))

@@ -106,3 +106,39 @@ def test_paired_differences_are_printed_and_averaged(tmp_path):
     # seeds 4 and 6: half-width of the t-interval 12.706; clips: 3
     assert differences([both]) == ["labels all, top1: umurl - raw pose: +5.0 [-8.1, 18.1]"]
     assert both.ci95["top1"] == pytest.approx((86.0, 94.0)) and both.extra["ci95_seeds"]["top1"] == (90.0, 90.0)
+
+
+def fused(**changes) -> Record:
+    extra = {"labels": "all", "streams": "joint+bone", "fusion": "late", "weights": {"joint": 0.6, "bone": 0.4}}
+    return record(**({"extra": extra} | changes))
+
+
+def test_streams_and_fusion_are_told_where_rows_differ():
+    single = record(extra={"labels": "all", "streams": "joint", "fusion": "single"})
+    header, rows = table_rows([single, fused()])
+    assert header[3:6] == ["method", "streams", "fusion"]
+    assert [row[4:6] for row in rows] == [["joint", ""], ["joint+bone", "late 0.6/0.4"]]
+    assert table_rows([fused(selection="val:lr, val:weights")])[1][0][4] == "late 0.6/0.4 (val)"
+    raw = record(method="raw pose", extra={"labels": "all", "streams": "joint", "encoder": "raw_pose"})
+    plain = record(extra={"labels": "all", "streams": "joint+bone"})
+    assert {"streams", "fusion"}.isdisjoint(table_rows([plain, raw])[0])
+    found = {"raw pose": {"metric": "top1", "difference": 1.0, "ci95": [0.0, 2.0]}}
+    for one in (single, both := fused()):
+        one.extra["differences"] = found
+    assert differences([single, both]) == ["labels all, top1: umurl joint+bone - raw pose: +1.0 [0.0, 2.0]"]
+    assert csv_text([both]).splitlines()[1].split(",")[6:8] == ["joint+bone", "late 0.6/0.4"]
+
+
+def test_fitted_weights_are_averaged_over_and_given_ones_kept_apart(tmp_path):
+    for seed, selection in (
+        (0, "none (weights given)"),
+        (1, "none (weights given)"),
+        (2, "val:weights"),
+        (3, "val:weights"),
+    ):
+        one = fused(seed=seed, selection=selection)
+        one.extra["weights"] = {"joint": 0.1 * seed, "bone": 0.5}
+        write_records(tmp_path / str(seed) / "results.json", [one])
+    found = gather_results([tmp_path])
+    assert [r.extra["seeds"] for r in found] == [[0], [1], [2, 3]]
+    assert "weights" not in found[2].extra and table_rows(found[2:])[1][0][4] == "late (val)"

@@ -14,10 +14,13 @@ class Encoder(nn.Module):
     Attributes:
         num_features: width D of the feature.
         streams: names of the streams that it can read.
+        stacked: True where every stream has a trunk of its own, all of equal shape, and the feature is theirs side by
+            side in the order of `streams`, zeros for a stream that is not given.
     """
 
     num_features: int
     streams: tuple[str, ...]
+    stacked: bool = False
 
     def forward_features(self, streams: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
         """Encode one clip per row.

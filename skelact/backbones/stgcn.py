@@ -13,13 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from skelact.backbones.base import Encoder
-from skelact.backbones.stgcn_blocks import Block, StackedBatchNorm, StackedConv, pick
+from skelact.backbones.normalisation import StackedBatchNorm, pick
+from skelact.backbones.stgcn_blocks import Block, StackedConv
+from skelact.objectives import all_reduce
 from skelact.skeleton.graph import adjacency
 from skelact.skeleton.layouts import Layout, get_layout
 
 
 class STGCN(Encoder):
     """Ten graph-convolution blocks a stream, then the mean over frames and joints and over persons.
+
+    Batch statistics are those of all ranks' clips: several processes train as one does with the whole batch, also
+    where they hold different numbers of clips or persons. Dropout alone differs: each process draws masks of its own.
 
     Args:
         layout: name, mapping or :class:`Layout` of the skeleton.
@@ -44,6 +49,7 @@ class STGCN(Encoder):
     """
 
     A: Tensor
+    stacked = True
 
     def __init__(
         self,
@@ -176,7 +182,7 @@ class STGCN(Encoder):
         present = self._present(clips, mask)
         inputs = []
         for name in names:
-            x = streams[name].reshape(clips * persons, frames, -1)
+            x = streams[name].reshape(clips * persons, frames, self.joints * self.channels)
             inputs.append(x if present is None else x[present])
         graph = self.A.to(self.data_bn.weight.dtype)
         graphs = [graph * pick(e, numbers) for e in self.edge_importance] or [
@@ -261,8 +267,8 @@ def attention_drop(features: Tensor, keep: float = 0.7, epsilon: float = 1e-4) -
 
     Attention is the sigmoid of SimAM's energy of an entry within its map (Guo et al., AAAI 2022). Joints whose mean
     attention over channels and frames reaches `keep` are dropped, then entries whose own attention does; after each,
-    what is left is scaled by the inverse share kept in the whole batch. Masks carry no gradient. A mask that would
-    keep nothing is not applied.
+    what is left is scaled by the inverse share kept in the whole batch, that of all ranks. Masks carry no gradient. A
+    mask that would keep nothing is not applied.
 
     Args:
         features: `(B, C, T, V)`.
@@ -277,9 +283,12 @@ def attention_drop(features: Tensor, keep: float = 0.7, epsilon: float = 1e-4) -
         count = max(features.shape[2] * features.shape[3] - 1, 1)
         variance = energy.sum((2, 3), keepdim=True) / count
         attention = energy.div_(4 * (variance + epsilon)).add_(0.5).sigmoid_()
+        masks = attention.mean((1, 2), keepdim=True) < keep, attention < keep
+        wide = torch.promote_types(features.dtype, torch.float32)  # counts pass the largest half
+        sizes = [energy.new_full((), mask.numel(), dtype=wide) for mask in masks]
+        kept, size = all_reduce(torch.stack([*(mask.sum(dtype=wide) for mask in masks), *sizes])).view(2, 2)
         scale = features.new_ones(())
-        for mask in (attention.mean((1, 2), keepdim=True) < keep, attention < keep):
-            share = mask.to(features.dtype).mean()
+        for mask, share in zip(masks, (kept / size).to(features.dtype), strict=True):
             nothing = share == 0
             scale = scale * torch.where(nothing, torch.ones_like(share), mask / torch.where(nothing, 1.0, share))
     return features * scale

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from skelact.backbones.normalisation import StackedBatchNorm, pick
+
 
 @lru_cache(maxsize=32)
 def spectral_filters(frames: int, taps: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,13 +68,14 @@ def temporal_conv(x: Tensor, weight: Tensor, stride: int = 1, spectral: bool | N
         length, steps = 1.5 * (frames + taps // 2), -(-frames // stride)
         work = length * (frames * channels + channels * outputs + steps * outputs)
         spectral = work < 1.25 * steps * taps * channels * outputs and x.dtype in (torch.float32, torch.float64)
+        spectral |= rows == 0  # a rank without clips: the other form refuses them
     if not spectral:
         y = functional.conv2d(x.permute(2, 0, 1)[None], weight, None, (stride, 1), (taps // 2, 0))
         return y[0].permute(1, 2, 0).contiguous()
     b, g, a = (torch.from_numpy(m).to(x) for m in spectral_filters(frames, taps, stride))
-    spectrum = torch.mm(b, x.reshape(frames, -1)).view(-1, rows, channels)
+    spectrum = torch.mm(b, x.reshape(frames, -1)).view(len(b), rows, channels)
     kernel = torch.mm(g, weight.permute(2, 1, 0, 3).reshape(taps, -1)).view(-1, channels, outputs)
-    return torch.mm(a, torch.bmm(spectrum, kernel).view(len(g), -1)).view(-1, rows, outputs)
+    return torch.mm(a, torch.bmm(spectrum, kernel).view(len(g), -1)).view(len(a), rows, outputs)
 
 
 def graph_conv(x: Tensor, adjacency: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -97,7 +100,7 @@ def graph_conv(x: Tensor, adjacency: Tensor, weight: Tensor, bias: Tensor) -> Te
         y = torch.mm(gathered, linear.t()) if y is None else torch.addmm(y, gathered, linear.t())
     assert y is not None
     through = torch.mm(adjacency.sum(1).t(), bias.view(subsets, -1))  # (V, O)
-    return y.view(frames, joints, rows, -1) + through[:, None]
+    return y.view(frames, joints, rows, through.shape[1]) + through[:, None]
 
 
 def keep_mask(like: Tensor, p: float) -> Tensor:
@@ -124,73 +127,6 @@ class StackedConv(nn.Module):
         """`(R, S*C, T, V)` to `(R, S*O, T', V)`."""
         weight, bias = pick(self.weight, streams).flatten(0, 1), pick(self.bias, streams).flatten()
         return functional.conv2d(x, weight, bias, (stride, 1), (weight.shape[2] // 2, 0), groups=len(streams))
-
-
-class StackedBatchNorm(nn.Module):
-    """S batch normalisations of equal width; all tensors `(S, C)`."""
-
-    running_mean: Tensor
-    running_var: Tensor
-    num_batches_tracked: Tensor
-
-    def __init__(self, stack: int, width: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.momentum, self.eps = momentum, eps
-        self.weight = nn.Parameter(torch.ones(stack, width))
-        self.bias = nn.Parameter(torch.zeros(stack, width))
-        self.register_buffer("running_mean", torch.zeros(stack, width))
-        self.register_buffer("running_var", torch.ones(stack, width))
-        self.register_buffer("num_batches_tracked", torch.zeros(stack, dtype=torch.int64))
-
-    def plain(
-        self, inputs: Sequence[Tensor], streams: Sequence[int], before: Tensor | None = None, gain: float = 1.0
-    ) -> list[Tensor]:
-        """Normalise each stream's channels (axis 1).
-
-        Args:
-            inputs: one a stream.
-            streams: their numbers.
-            before: `(S, C)` bias of the convolution before this layer, which left it out. A constant that is
-                subtracted again; only the running mean sees it, and its gradient is zero while training.
-            gain: factor on the output.
-        """
-        weights, biases = ((gain * p if gain != 1 else p).unbind(0) for p in (self.weight, self.bias))
-        outputs = []
-        befores = None if before is None else before.unbind(0)
-        for x, s in zip(inputs, streams, strict=True):
-            mean, variance, bias = self.running_mean[s], self.running_var[s], biases[s]
-            if befores is not None and self.training:
-                shifted = mean - befores[s].detach()
-                bias = bias + 0 * befores[s]
-                y = functional.batch_norm(x, shifted, variance, weights[s], bias, True, self.momentum, self.eps)
-                mean.copy_(shifted + befores[s].detach())
-            else:
-                if befores is not None:
-                    bias = bias + befores[s] * weights[s] * (variance + self.eps).rsqrt()
-                y = functional.batch_norm(x, mean, variance, weights[s], bias, self.training, self.momentum, self.eps)
-            outputs.append(y)
-        self._count(streams)
-        return outputs
-
-    def grouped(self, x: Tensor, streams: Sequence[int]) -> Tensor:
-        """`(R, S*C, ...)`, all streams in one call."""
-        mean, variance = (pick(b, streams).flatten() for b in (self.running_mean, self.running_var))
-        weight, bias = (pick(p, streams).flatten() for p in (self.weight, self.bias))
-        y = functional.batch_norm(x, mean, variance, weight, bias, self.training, self.momentum, self.eps)
-        if self.training and len(streams) < len(self.weight):  # else mean and variance are views, already written
-            self.running_mean[list(streams)] = mean.view(len(streams), -1)
-            self.running_var[list(streams)] = variance.view(len(streams), -1)
-        self._count(streams)
-        return y
-
-    def _count(self, streams: Sequence[int]) -> None:
-        if self.training:
-            self.num_batches_tracked[list(streams)] += 1
-
-
-def pick(parameter: Tensor, streams: Sequence[int]) -> Tensor:
-    """The rows of some streams; the parameter itself where that is all."""
-    return parameter if len(streams) == len(parameter) else parameter[list(streams)]
 
 
 class Block(nn.Module):
@@ -251,12 +187,12 @@ class Block(nn.Module):
         hidden = [functional.relu_(y) for y in self.layer("tcn.0").plain(gathered, streams)]
         kernels = temporal.weight.unbind(0)
         hidden = [
-            temporal_conv(_rows(y).view(frames, joints * rows, -1), kernels[s], self.stride)
+            temporal_conv(_rows(y).view(frames, joints * rows, self.outputs), kernels[s], self.stride)
             for y, s in zip(hidden, streams, strict=True)
         ]
         dropout = self.dropout if self.training else 0.0
         hidden = self.layer("tcn.3").plain(
-            [_image(y.view(-1, joints, rows, self.outputs)) for y in hidden],
+            [_image(y.unflatten(1, (joints, rows))) for y in hidden],
             streams,
             temporal.bias,
             gain=1 / (1 - dropout) if dropout < 1 else 0.0,
@@ -271,7 +207,7 @@ class Block(nn.Module):
             short = [x[:: self.stride] @ maps[s].flatten(1).t() for x, s in zip(inputs, streams, strict=True)]
             short = self.layer("residual.1").plain([_image(x) for x in short], streams, linear.bias)
             hidden = [y.add_(x) for y, x in zip(hidden, short, strict=True)]
-        return [_rows(functional.relu_(y)).view(-1, joints, rows, self.outputs) for y in hidden]
+        return [_rows(functional.relu_(y))[0].unflatten(0, (-1, joints)) for y in hidden]
 
     def grouped(self, x: Tensor, adjacency: Tensor, streams: Sequence[int]) -> Tensor:
         """All streams' `(R, S*C, T, V)` to `(R, S*O, T', V)`; `adjacency` `(S, K, V, V)`."""
@@ -281,7 +217,7 @@ class Block(nn.Module):
             .grouped(x, streams)
             .view(rows, len(streams), self.subsets, self.outputs, frames, joints)
         )
-        y = torch.einsum("nskctv,skvw->nsctw", y, adjacency.to(y.dtype)).reshape(rows, -1, frames, joints)
+        y = torch.einsum("nskctv,skvw->nsctw", y, adjacency.to(y.dtype)).flatten(1, 2)
         y = functional.relu_(self.layer("tcn.0").grouped(y, streams))
         y = self.layer("tcn.3").grouped(self.layer("tcn.2").grouped(y, streams, self.stride), streams)
         y = functional.dropout(y, self.dropout, self.training)

@@ -68,7 +68,7 @@ def confusion_figure(run: Path, class_names: list[str]) -> Any:
 
     scores = load_scores(run)
     keys = sorted(
-        scores.scores, key=lambda k: (not k.startswith("linear/"), "untrained" in k, "raw" in k, "all" not in k)
+        scores.scores, key=lambda k: (not k.startswith("linear/"), "untrained" in k, "raw" in k, not k.endswith("/all"))
     )
     known = scores.labels >= 0
     return confusion(scores.labels[known], scores.entry(keys[0]).argmax(1)[known], class_names, keys[0])

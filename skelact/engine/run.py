@@ -84,6 +84,7 @@ def _clear(run_dir: Path, overwrite: bool, checkpoint: str | None) -> None:
         ConfigError: there are results or a checkpoint, and nobody said that they may go.
     """
     from skelact.engine.checkpoint import find
+    from skelact.protocols.base import val_scores
 
     kept = [run_dir / "checkpoints" / "last.ckpt", run_dir / RESULTS]
     found = [path for path in kept if path.exists()]
@@ -94,7 +95,8 @@ def _clear(run_dir: Path, overwrite: bool, checkpoint: str | None) -> None:
         )
     if checkpoint and find(checkpoint).resolve() == kept[0].resolve():
         raise ConfigError(f"run_dir={run_dir} holds the checkpoint itself, which would be lost; choose another run_dir")
-    for path in [*found, kept[0].with_name("best.ckpt"), run_dir / SCORES, run_dir / METRICS]:
+    rest = [kept[0].with_name("best.ckpt"), run_dir / SCORES, val_scores(run_dir / SCORES), run_dir / METRICS]
+    for path in [*found, *rest]:
         path.unlink(missing_ok=True)
 
 
@@ -118,6 +120,20 @@ def _trains(config: Mapping[str, Any], name: str) -> bool:
     return bool(getattr(locate(_node(config, name)["_target_"], f"protocol {name}"), "trains", False))
 
 
+def _judge_files(config: Mapping[str, Any], run_dir: Path) -> list[Record] | None:
+    """Run a protocol that needs neither method nor data (an ensemble of runs); None: it is not of that kind."""
+    from skelact.results import write_records
+
+    name = config["selected"]
+    if getattr(locate(_node(config, name)["_target_"], f"protocol {name}"), "needs_method", True):
+        return None
+    if len(_plan(config)) > 1:
+        raise ConfigError(f"evaluate={config['evaluate']}: after protocol={name} there is no method to evaluate")
+    records = build(_node(config, name), f"protocol {name}").run(seed=int(config["seed"]), scores=run_dir / SCORES)
+    write_records(run_dir / RESULTS, records)
+    return records
+
+
 def execute(config: Mapping[str, Any]) -> list[Record]:
     """Run a frozen config in this process, which may be one of several.
 
@@ -136,6 +152,8 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
     run_dir, seed = Path(config["run_dir"]), int(config["seed"])
     run_dir.mkdir(parents=True, exist_ok=True)
     first = os.environ.get("RANK", "0") == "0"
+    if (judged := _judge_files(config, run_dir)) is not None:
+        return judged
     seed_everything(seed, verbose=False)
     datamodule = build_data(config["data"])
     datamodule.setup()  # a missing store, a foreign layout: say so before anything is built
@@ -307,6 +325,7 @@ def _loggers(config: Mapping[str, Any], run_dir: Path) -> list[Any]:
 
 def _log_results(loggers: list[Any], records: list[Record], run_dir: Path, method: Any, datamodule: Any) -> None:
     """Tables and pictures for loggers that show them."""
+    from skelact.protocols.base import row_tags
     from skelact.tables import table_rows
 
     shown = [logger for logger in loggers if type(logger).__name__ == "WandbLogger"]
@@ -324,11 +343,7 @@ def _log_results(loggers: list[Any], records: list[Record], run_dir: Path, metho
             header, rows = table_rows([record for record in records if record.protocol == protocol])
             logger.log_table(key=f"results/{protocol}", columns=header, data=rows)
         for record in records:
-            path = [
-                record.protocol,
-                record.method,
-                *(str(record.extra[k]) for k in ("labels", "head") if k in record.extra),
-            ]
+            path = [record.protocol, record.method, *row_tags(record.extra)]
             name = "/".join(part.replace("/", " per ") for part in path)
             logger.experiment.summary.update({f"{name}/{metric}": value for metric, value in record.metrics.items()})
         for picture in pictures:

@@ -1,11 +1,14 @@
-"""Layers that methods share: batch normalisation over all ranks, and the projector built on it."""
+"""Layers that methods share: batch normalisation over all ranks, the projector built on it, stacked linear layers."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from skelact.objectives import all_reduce, world_size
+from skelact.backbones.normalisation import StackedBatchNorm, global_batch_norm, pick, tracked
+from skelact.objectives import world_size
 
 
 class SyncBatchNorm1d(nn.BatchNorm1d):
@@ -19,26 +22,77 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
         """Normalise `(b, D)` by statistics of the global batch (training) or the running ones (evaluation)."""
         if not self.training or world_size() == 1:
             return super().forward(input)
-        with torch.autocast(input.device.type, enabled=False):  # statistics of half-precision sums would drift
-            x = input.float() if input.dtype.itemsize < 4 else input
-            total = all_reduce(torch.cat([x.sum(0), x.new_full((1,), x.shape[0])]))
-            mean, count = total[:-1] / total[-1], total[-1].detach()
-            centred = x - mean  # two passes: sums of squares lose digits where the mean is large
-            var = all_reduce(centred.square().sum(0)) / count
-            self._track(mean.detach(), var.detach() * (count / (count - 1)))
-            out = centred * torch.rsqrt(var + self.eps)
-            if self.affine:
-                out = out * self.weight + self.bias
-        return out.to(input.dtype)
+        weight: Tensor = self.weight if self.affine else input.new_ones(self.num_features)
+        bias: Tensor = self.bias if self.affine else input.new_zeros(self.num_features)
+        (out,), mean, variance = global_batch_norm([input], weight, bias, self.eps)
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            self.running_mean.copy_(tracked(self.running_mean, mean, momentum))
+            self.running_var.copy_(tracked(self.running_var, variance, momentum))
+        return out
 
-    @torch.no_grad()
-    def _track(self, mean: Tensor, unbiased: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
-            return
-        self.num_batches_tracked.add_(1)
-        momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        self.running_mean += momentum * (mean.to(self.running_mean.dtype) - self.running_mean)
-        self.running_var += momentum * (unbiased.to(self.running_var.dtype) - self.running_var)
+
+class StackedLinear(nn.Module):
+    """S independent linear layers of equal shape in one product; `weight` `(S, O, I)`, `bias` `(S, O)`.
+
+    Args:
+        stack: number of layers S.
+        inputs: width I.
+        outputs: width O.
+        std: weights are drawn from N(0, std), biases are zero.
+    """
+
+    def __init__(self, stack: int, inputs: int, outputs: int, std: float = 0.02) -> None:
+        super().__init__()
+        self.std = std
+        self.weight = nn.Parameter(torch.empty(stack, outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(stack, outputs))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights N(0, std), biases zero."""
+        nn.init.normal_(self.weight, 0.0, self.std)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, streams: Sequence[int] | None = None) -> Tensor:
+        """Rows of features: `(S', N, I)` of some streams (None: all) to `(S', N, O)`."""
+        return torch.baddbmm(pick(self.bias, streams)[:, None], x, pick(self.weight, streams).mT)
+
+    def extra_repr(self) -> str:
+        """Sizes, as printed."""
+        stack, outputs, inputs = self.weight.shape
+        return f"stack={stack}, inputs={inputs}, outputs={outputs}"
+
+
+class StackedMLP(nn.Module):
+    """Linear, batch normalisation, ReLU, linear for each of S streams: projectors and predictors of the BYOL kind.
+
+    Args:
+        stack: number of streams S.
+        inputs: width I.
+        hidden: width of the hidden layer.
+        outputs: width O.
+    """
+
+    def __init__(self, stack: int, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.hidden = StackedLinear(stack, inputs, hidden)
+        self.norm = StackedBatchNorm(stack, hidden)
+        self.output = StackedLinear(stack, hidden, outputs)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """As the contrastive family does: linear weights N(0, 0.02), those of the normalisation N(1, 0.02)."""
+        self.hidden.reset_parameters()
+        self.output.reset_parameters()
+        nn.init.normal_(self.norm.weight, 1.0, 0.02)
+        nn.init.zeros_(self.norm.bias)
+
+    def forward(self, x: Tensor, streams: Sequence[int] | None = None) -> Tensor:
+        """Features `(S', N, I)` of some streams (None: all) to `(S', N, O)`."""
+        hidden = torch.relu(self.norm(self.hidden(x, streams), streams))
+        return self.output(hidden, streams)
 
 
 def projector(inputs: int, hidden: int, outputs: int, bias: bool = True) -> nn.Sequential:

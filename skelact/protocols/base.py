@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from skelact.errors import SkelactError
-from skelact.protocols.features import FeatureTable, Subject
+from skelact.protocols.features import FeatureTable, Subject, Subset
 from skelact.results import Record, repeated_interval, save_scores
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ class Answer:
         selection: how hyper-parameters were chosen.
         parameters: trained parameters of one head, 0 where nothing is trained.
         scores: `(N, classes)` per-clip scores of the test part, mean over seeds.
+        val_scores: the same of the validation part, from heads that have not seen it.
         correct: `(R, N)` percent, the first metric of each repetition and clip: what paired differences are made of.
+        passes: which streams each pass through the encoder reads; None: one pass with all that are asked.
         extra: further keys of the record.
     """
 
@@ -42,7 +45,9 @@ class Answer:
     selection: str
     parameters: int = 0
     scores: np.ndarray | None = None
+    val_scores: np.ndarray | None = None
     correct: np.ndarray | None = None
+    passes: Sequence[Subset] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -55,6 +60,7 @@ class Protocol:
         baselines: True for both, False for none, or some of `untrained` and `raw_pose`.
         precision: autocast of the encoder (`bf16`), None for float32.
         cache: keep extracted features in the run directory.
+        streams: judge these of the method's streams alone; None means all.
     """
 
     name = "protocol"
@@ -67,6 +73,7 @@ class Protocol:
         baselines: bool | Sequence[str] = True,
         precision: str | None = None,
         cache: bool = True,
+        streams: Sequence[str] | str | None = None,
     ) -> None:
         self.labels = [_setting(x) for x in ([labels] if isinstance(labels, (str, int)) else labels)]
         self.baselines = BASELINES if baselines is True else tuple(baselines or ())
@@ -76,6 +83,8 @@ class Protocol:
         if draws < 1:
             raise SkelactError(f"draws={draws}: at least one label list is needed")
         self.draws, self.precision, self.cache = draws, precision, cache
+        self.streams = None if streams is None else (streams,) if isinstance(streams, str) else tuple(streams)
+        self.space = "feature"
 
     def run(
         self,
@@ -101,7 +110,7 @@ class Protocol:
             seed: of the untrained weights and of the heads.
             checkpoint: where the method's weights come from, for the record.
             encoder: `pretrained`, or `untrained` if the method given is itself freshly initialised.
-            scores: file for per-clip scores; None writes none.
+            scores: file for per-clip scores; None writes none. Scores of the validation part lie in a file beside it.
 
         Returns:
             One record per row and label setting.
@@ -111,11 +120,18 @@ class Protocol:
         first: dict[str, tuple[Record, np.ndarray]] = {}
         for subject in self._subjects(method, datamodule, run_dir, untrained, device, seed, encoder):
             raw = subject.encoder == "raw_pose"
-            gflops = None if raw else forward_gflops(subject.method.to(device), datamodule)
-            size = 0 if raw else encoder_parameters(subject.method)
+            costs: dict[Subset, float] = {}
+            found: dict[str, dict[str, np.ndarray]] = {"test": {}, "val": {}}
             start = time.perf_counter()
             for answer in self.answer(subject, seed):
-                extra = {"encoder": subject.encoder, "streams": "+".join(subject.full), **answer.extra}
+                wall = time.perf_counter() - start
+                passes = [tuple(subset) for subset in answer.passes or [subject.full]]
+                streams = tuple(stream for subset in passes for stream in subset)
+                for subset in passes:
+                    if subset not in costs and not raw:
+                        costs[subset] = forward_gflops(subject.method.to(device), datamodule, streams=subset)
+                size = 0 if raw else encoder_parameters(subject.method, streams)
+                extra = {"encoder": subject.encoder, "streams": "+".join(streams), **answer.extra}
                 records.append(
                     Record(
                         protocol=self.name,
@@ -129,20 +145,24 @@ class Protocol:
                         checkpoint=checkpoint if subject.encoder == "pretrained" else None,
                         fingerprint=str(datamodule.fingerprint),
                         parameters=size + answer.parameters,
-                        gflops=gflops,
-                        wall_s=time.perf_counter() - start,
+                        gflops=None if raw else sum(costs[subset] for subset in passes),
+                        wall_s=wall,
                         samples_per_s=subject.clips / subject.seconds if subject.seconds else None,
                         device=str(device),
                         extra=extra,
                     )
                 )
                 if answer.correct is not None:
-                    compare(first, "/".join(_tags(answer)), records[-1], answer.correct, datamodule.groups("test"))
-                if scores is not None and answer.scores is not None:
-                    key = "/".join([self.name, subject.name, *_tags(answer)])
-                    columns = (datamodule.clip_names("test"), datamodule.labels("test"))
-                    save_scores(scores, *columns, {key: answer.scores}, [str(g) for g in datamodule.groups("test")])
+                    compare(first, "/".join(row_tags(extra)), records[-1], answer.correct, datamodule.groups("test"))
+                for part, values in (("test", answer.scores), ("val", answer.val_scores)):
+                    if values is not None:
+                        found[part][scores_key(self.name, subject.name, extra)] = values
                 start = time.perf_counter()
+            for part, entries in found.items():
+                if scores is not None and entries:
+                    columns = (datamodule.clip_names(part), datamodule.labels(part))
+                    groups = [str(group) for group in datamodule.groups(part)]
+                    save_scores(scores if part == "test" else val_scores(scores), *columns, entries, groups)
         return records
 
     def answer(self, subject: Subject, seed: int) -> Iterator[Answer]:
@@ -162,16 +182,29 @@ class Protocol:
         cache = Path(run_dir) / "features" if self.cache and run_dir is not None else None
         name = type(method).__name__.lower()
         own = name if encoder == "pretrained" else f"{name} (untrained)"
-        yield Subject(own, encoder, method, datamodule, device, self.precision, cache)
+        unknown = [stream for stream in self.streams or () if stream not in method.streams]
+        if unknown or self.streams == ():
+            given, there = list(self.streams or ()), ", ".join(method.streams)
+            raise SkelactError(f"protocol.streams={given}: must be some of this method's: {there}")
+        asked = None if self.streams is None else tuple(s for s in method.streams if s in self.streams)
+        of = partial(Subject, datamodule=datamodule, device=device, streams=asked, space=self.space)
+        yield of(own, encoder, method, precision=self.precision, cache=cache)
         if "untrained" in self.baselines and encoder == "pretrained" and untrained is not None:
             twin = untrained(seed)
-            yield Subject(f"{name} (untrained)", "untrained", twin.to(device), datamodule, device, self.precision)
+            yield of(f"{name} (untrained)", "untrained", twin.to(device), precision=self.precision)
         if "raw_pose" in self.baselines:
-            yield Subject("raw pose", "raw_pose", method, datamodule, device)
+            yield of("raw pose", "raw_pose", method)
 
 
-def _tags(answer: Answer) -> list[str]:
-    return [str(answer.extra[k]) for k in ("labels", "head") if k in answer.extra]
+def row_tags(extra: Mapping[str, Any]) -> list[str]:
+    """What tells the rows of one method apart: labels, head, and the streams of a row beside a fused one."""
+    keys = ("labels", "head", "streams") if extra.get("fusion") == "single" else ("labels", "head")
+    return [str(extra[key]) for key in keys if key in extra]
+
+
+def scores_key(protocol: str, method: str, extra: Mapping[str, Any]) -> str:
+    """Under which key a row's per-clip scores lie in `scores.npz`, for example `linear/umurl/all`."""
+    return "/".join([protocol, method, *row_tags(extra)])
 
 
 def _setting(value: Labels) -> Labels:
@@ -196,6 +229,12 @@ def label_rows(table: FeatureTable, per_class: int, draw: int) -> np.ndarray:
     from skelact.data.splits import label_subset
 
     return label_subset(table.names, table.labels.cpu().numpy(), per_class=per_class, draw=draw)
+
+
+def val_scores(path: str | Path) -> Path:
+    """The file for scores of the validation part, beside that of the test part: `scores_val.npz`."""
+    path = Path(path)
+    return path.with_stem(f"{path.stem}_val")
 
 
 def summarise(
@@ -238,18 +277,22 @@ def compare(
         first[tag] = (record, correct)
         return
     own, values = first[tag]
-    difference = values - correct
+    own.extra.setdefault("differences", {})[record.method] = paired(values, correct, groups, next(iter(record.metrics)))
+
+
+def paired(values: np.ndarray, others: np.ndarray, groups: np.ndarray, metric: str) -> dict[str, Any]:
+    """The difference of two rows `(R, N)` in percent over the same clips, as records keep it."""
+    difference = values - others
     found = repeated_interval(difference, groups, bounds=(-100.0, 100.0))
-    own.extra.setdefault("differences", {})[record.method] = {
-        "metric": next(iter(record.metrics)),
-        "difference": float(difference.mean()),
-        "ci95": list(found.both),
-    }
+    return {"metric": metric, "difference": float(difference.mean()), "ci95": list(found.both)}
 
 
-def encoder_parameters(method: Method) -> int:
-    """Number of parameters of the backbone, projectors apart."""
-    return sum(p.numel() for p in method.backbone.parameters())
+def encoder_parameters(method: Method, streams: Sequence[str] | None = None) -> int:
+    """Number of parameters of the backbone, projectors apart; of stacked trunks those of the given streams."""
+    count = sum(p.numel() for p in method.backbone.parameters())
+    if streams is None or not method.backbone.stacked:
+        return count
+    return count // len(method.backbone.streams) * len(streams)
 
 
 def forward_gflops(

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from skelact.errors import SkelactError
+
 if TYPE_CHECKING:
     from skelact.data.datamodules import SkeletonDataModule
     from skelact.methods.base import Method
 
 Subset = tuple[str, ...]
+SPACES = ("feature", "embedding")
 _PRECISIONS = {"bf16": torch.bfloat16, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -58,6 +61,12 @@ class FeatureTable:
             first.names + second.names,
             np.concatenate([first.groups, second.groups]),
         )
+
+    @staticmethod
+    def beside(tables: Sequence[FeatureTable]) -> FeatureTable:
+        """The features of the same clips side by side."""
+        first, *others = tables
+        return replace(first, features=torch.cat([table.features for table in tables], 1)) if others else first
 
 
 def subsets(streams: Sequence[str]) -> list[Subset]:
@@ -102,14 +111,27 @@ def extract_subsets(
     device: torch.device | str | None = None,
     precision: str | None = None,
     cache: str | Path | None = None,
+    space: str = "feature",
 ) -> dict[Subset, FeatureTable]:
-    """As :func:`extract` for several subsets of streams, reading and sampling every clip once for all of them."""
+    """As :func:`extract` for several subsets of streams, reading and sampling every clip once for all of them.
+
+    In the space `embedding` it is the method's `embed_features(views, streams, mask) -> (N, D)` that is asked.
+
+    Raises:
+        SkelactError: the method has no such function.
+    """
+    asked = method.encode if space == "feature" else getattr(method, "embed_features", None)
+    if asked is None:
+        raise SkelactError(
+            f"protocol.space={space}: {type(method).__name__} has no embed_features, an embedding of its own for "
+            f"evaluation; take protocol.space=feature"
+        )
     device = torch.device(device) if device is not None else next(method.parameters()).device
     table = _Columns(datamodule, part)
     folder = None if cache is None else Path(cache)
     files: dict[Subset, Path] = {}
     if folder is not None:
-        key = _key(method, datamodule, part, precision, table)
+        key = _key(method, datamodule, part, precision, table, space)
         files = {s: folder / f"{part}-{subset_name(s)}-{_digest(key, '+'.join(s))[:16]}.npy" for s in wanted}
     found = {s: torch.from_numpy(np.load(f, allow_pickle=False)) for s, f in files.items() if f.exists()}
     missing = [s for s in wanted if s not in found]
@@ -122,7 +144,7 @@ def extract_subsets(
 
         def encode(views: Tensor, mask: Tensor | None, subset: Subset) -> Tensor:
             with amp:
-                return method.encode(views, subset, mask)
+                return asked(views, subset, mask)
 
         was_training = method.training
         method.eval().to(device)
@@ -187,14 +209,17 @@ class _Columns:
         return FeatureTable(features, self.labels.to(features.device), self.names, self.groups)
 
 
-def _key(method: Method, datamodule: SkeletonDataModule, part: str, precision: str | None, table: _Columns) -> str:
-    """Everything that features depend on, as one hash."""
+def _key(
+    method: Method, datamodule: SkeletonDataModule, part: str, precision: str | None, table: _Columns, space: str
+) -> str:
+    """Everything that features depend on, as one hash; an embedding depends on the projectors too."""
+    network = method.backbone if space == "feature" else method
     weights = hashlib.sha256()
-    for name, value in method.backbone.state_dict().items():
+    for name, value in network.state_dict().items():
         weights.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     facts = [
-        weights.hexdigest(), repr(method.backbone), repr(method.sampler), method.layout,
+        space, weights.hexdigest(), repr(network), repr(method.sampler), method.layout,
         getattr(method, "use_mask", ""),
         datamodule.fingerprint, datamodule.layout, getattr(datamodule, "_normalize", None), part, precision,
         _digest(*table.names),
@@ -228,6 +253,8 @@ class Subject:
         device: where to compute.
         precision: autocast of the encoder.
         cache: folder of kept features.
+        streams: which of the method's streams are asked; None means all.
+        space: `feature` or `embedding`, see :func:`extract_subsets`; the raw pose has but one.
     """
 
     name: str
@@ -237,6 +264,8 @@ class Subject:
     device: torch.device | str | None = None
     precision: str | None = None
     cache: Path | None = None
+    streams: Subset | None = None
+    space: str = "feature"
     clips: int = 0
     seconds: float = 0.0
 
@@ -251,21 +280,38 @@ class Subject:
         if self.encoder == "raw_pose":
             found = raw_pose_subsets(self.method, self.datamodule, part, wanted, self.device)
         else:
-            found = extract_subsets(self.method, self.datamodule, part, wanted, self.device, self.precision, self.cache)
+            found = extract_subsets(
+                self.method, self.datamodule, part, wanted, self.device, self.precision, self.cache, self.space
+            )
         self.seconds += time.perf_counter() - start
         self.clips += len(next(iter(found.values())))
         return found
 
+    def own(self, part: str, wanted: Sequence[Subset] | None = None) -> dict[Subset, FeatureTable]:
+        """As :meth:`tables`, without the columns of trunks that are not in a subset: there they are zeros.
+
+        Stacked trunks are run once, whatever the number of subsets.
+        """
+        wanted = [self.full] if wanted is None else wanted
+        backbone = self.method.backbone
+        if self.encoder == "raw_pose" or self.space != "feature" or not backbone.stacked:
+            return self.tables(part, wanted)
+        union = tuple(s for s in self.method.streams if any(s in subset for subset in wanted))
+        table = self.tables(part, [union])[union]
+        blocks = dict(zip(backbone.streams, table.features.chunk(len(backbone.streams), 1), strict=True))
+        return {s: replace(table, features=torch.cat([blocks[stream] for stream in s], 1)) for s in wanted}
+
+    @property
+    def chosen(self) -> Subset:
+        """The streams that are asked, in the method's order."""
+        return tuple(self.method.streams if self.streams is None else self.streams)
+
     @property
     def full(self) -> Subset:
-        """All streams of an encoder; the joints of the raw pose."""
-        streams = tuple(self.method.streams)
-        return ("joint",) if self.encoder == "raw_pose" and "joint" in streams else streams
+        """All streams that are asked; of the raw pose the joints, if they are among them."""
+        return ("joint",) if self.encoder == "raw_pose" and "joint" in self.chosen else self.chosen
 
-    def official_training(self, wanted: Sequence[Subset] | None = None) -> dict[Subset, FeatureTable]:
-        """Train and validation together: the training side of the published split."""
-        train = self.tables("train", wanted)
-        if not self.datamodule.size("val"):
-            return train
-        val = self.tables("val", wanted)
-        return {s: FeatureTable.join(train[s], val[s]) for s in train}
+    def official_training(self) -> FeatureTable:
+        """Train and validation together, all streams that are asked: the training side of the published split."""
+        train = self.own("train")[self.full]
+        return FeatureTable.join(train, self.own("val")[self.full]) if self.datamodule.size("val") else train

@@ -33,6 +33,12 @@ class Recipe:
         momentum: of SGD, not Nesterov.
         weight_decay: coupled L2 on weights and bias.
         min_steps: raise the epochs of small sets to at least so many steps.
+        terms: features of so many streams stand side by side, each has a head of its own, and the heads' logits are
+            added up. That is one wide head; its bias stands for `terms` biases, which all take the same step, so it
+            learns `terms` times as fast.
+        share: what the sum is multiplied by: 1 / `terms` for the mean of the heads' logits. Written as one wide head,
+            weights `share * W`, that is the sum with `share**2` of the learning rate and `share` of the initial
+            weights, while weight decay stays what it was.
     """
 
     lr: float | tuple[float, ...]
@@ -45,6 +51,13 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 0.0
     min_steps: int = 0
+    terms: int = 1
+    share: float = 1.0
+
+    @property
+    def gains(self) -> tuple[float, float]:
+        """What the loss's gradients of the weights and of the bias count, relative to a plain head."""
+        return self.share**2, self.terms * self.share**2
 
     @property
     def rates(self) -> tuple[float, ...]:
@@ -69,8 +82,8 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     "skelact_linear_v1": Recipe((3e-3, 1e-2, 3e-2, 1e-1, 3e-1), 256, 100, normalize=True, min_steps=500),
     "umurl": Recipe(0.03, 512, 150, "step", (120, 140), init=0.01),
-    "crosclr": Recipe(3.0, 128, 100, "step", (80,)),
-    "aimclr": Recipe(3.0, 128, 100, "step", (80,)),
+    "crosclr": Recipe(3.0, 128, 100, "step", (80,), init=0.02),
+    "aimclr": Recipe(3.0, 128, 100, "step", (80,), init=0.02),
     "actclr": Recipe(3.0, 1024, 100, "step", (80,)),
     "pstl": Recipe(0.01, 128, 150, "step"),
     "cmd": Recipe(0.1, 64, 80, "step", (50, 70)),
@@ -135,10 +148,13 @@ def initial(recipe: Recipe, classes: int, width: int, seed: int) -> tuple[Tensor
     """Weights `(C, D)` and bias `(C,)` before the first step."""
     generator = torch.Generator().manual_seed(seed)
     if recipe.init == "default":
-        bound = width**-0.5
+        bound = (width // recipe.terms) ** -0.5
         weight = torch.empty(classes, width).uniform_(-bound, bound, generator=generator)
-        return weight, torch.empty(classes).uniform_(-bound, bound, generator=generator)
-    return torch.randn(classes, width, generator=generator) * float(recipe.init), torch.zeros(classes)
+        bias = torch.empty(recipe.terms, classes).uniform_(-bound, bound, generator=generator).sum(0)
+    else:
+        weight = torch.randn(classes, width, generator=generator) * float(recipe.init)
+        bias = torch.zeros(classes)
+    return weight * recipe.share, bias * recipe.share
 
 
 @torch.no_grad()
@@ -184,6 +200,7 @@ def fit(
     rate = torch.tensor(rates, dtype=torch.float32, device=device).repeat_interleave(classes)
     buffers = [(torch.empty_like(source), torch.empty_like(truth)) for _ in range(min(2, epochs))]
     locks = [Lock() for _ in seeds]
+    gain, bias_gain = recipe.gains
 
     @torch.no_grad()
     def visit(i: int, epoch: int) -> None:
@@ -195,8 +212,8 @@ def fit(
                 now = -recipe.factor(epoch * batches + step, epochs, batches) * rate
                 logits = torch.addmm(bias[i], x, weight[i].T).view(len(x), group, classes)
                 error = torch.softmax(logits, 2).sub_(t[:, None]).view(len(x), -1)
-                torch.addmm(speed[i], error.T, x, beta=recipe.momentum, alpha=1.0 / len(x), out=speed[i])
-                bias_speed[i].mul_(recipe.momentum).add_(error.mean(0))
+                torch.addmm(speed[i], error.T, x, beta=recipe.momentum, alpha=gain / len(x), out=speed[i])
+                bias_speed[i].mul_(recipe.momentum).add_(error.mean(0), alpha=bias_gain)
                 if recipe.weight_decay:
                     speed[i].add_(weight[i], alpha=recipe.weight_decay)
                     bias_speed[i].add_(bias[i], alpha=recipe.weight_decay)
@@ -249,7 +266,7 @@ def fit_lists(
     mean, scale = statistics if statistics is not None else (None, None)
     picked = features[lists]
     source = picked if mean is None or scale is None else (picked - mean) * scale  # (R, n, D)
-    own = [stable_rate(x, None) if rate is None else rate for x in source]
+    own = [stable_rate(x, None, recipe) if rate is None else rate for x in source]
     start = [initial(recipe, classes, features.shape[1], seed) for seed in seeds]
     weights = torch.stack([w for w, _ in start]).to(features.device)
     bias = torch.stack([b for _, b in start]).to(features.device)[:, None]
@@ -260,11 +277,12 @@ def fit_lists(
     speed, bias_move, bias_speed = torch.zeros_like(move), torch.zeros_like(bias), torch.zeros_like(bias)
     step_size = torch.tensor(own, device=features.device)[:, None, None] / lists.shape[1]
     epochs, _ = recipe.steps(lists.shape[1])
+    gain, bias_gain = recipe.gains
     for step in range(epochs):
         error = torch.softmax(torch.baddbmm(base + bias_move, inner, move), 2).sub_(truth)
         now = -recipe.factor(step, epochs, 1) * step_size
-        speed.mul_(recipe.momentum).add_(error)
-        bias_speed.mul_(recipe.momentum).add_(error.sum(1, keepdim=True))
+        speed.mul_(recipe.momentum).add_(error, alpha=gain)
+        bias_speed.mul_(recipe.momentum).add_(error.sum(1, keepdim=True), alpha=bias_gain)
         move.addcmul_(speed, now)
         bias_move.addcmul_(bias_speed, now)
     weights.baddbmm_(move.transpose(1, 2), source)
@@ -298,18 +316,20 @@ class _Pool:
             torch.set_num_threads(self.threads)  # a new thread would start with the workers' number
 
 
-def stable_rate(features: Tensor, statistics: tuple[Tensor, Tensor] | None) -> float:
+def stable_rate(features: Tensor, statistics: tuple[Tensor, Tensor] | None, recipe: Recipe | None = None) -> float:
     """A learning rate that needs no labels and no validation: the inverse of the loss's largest curvature.
 
     The Hessian of softmax cross-entropy is at most half the largest eigenvalue of E[x x^T] (with a constant for the
-    bias), found here by power iteration. The rule is the same for every encoder and every feature width.
+    bias), found here by power iteration. The rule is the same for every encoder and every feature width. Of a recipe
+    only `terms` and `share` are read: a mean of heads gets the rate at which it learns as fast as their sum.
     """
+    constant, share = (recipe.terms**0.5, recipe.share) if recipe else (1.0, 1.0)
     x = features if statistics is None else (features - statistics[0]) * statistics[1]
     direction = torch.ones(x.shape[1] + 1, device=x.device) / (x.shape[1] + 1) ** 0.5
     top = torch.tensor(1.0)
     for _ in range(30):
-        along = x @ direction[:-1] + direction[-1]
-        image = torch.cat([x.T @ along, along.sum()[None]]) / len(x)
+        along = x @ direction[:-1] + constant * direction[-1]
+        image = torch.cat([x.T @ along, constant * along.sum()[None]]) / len(x)
         top = image.norm()
         direction = image / top.clamp_min(1e-12)
-    return 2.0 / max(float(top), 1e-6)
+    return 2.0 / max(float(top), 1e-6) / share**2

@@ -69,7 +69,9 @@ class MissingStreams(Protocol):
         side = train if val is None else {s: FeatureTable.join(train[s], val[s]) for s in every}
         classes = subject.datamodule.num_classes
         for labels in self.labels:
-            rate, selection = self.probe.rate(train[full], val[full] if val else None, classes, labels, seed)
+            held_out = val[full] if val else None
+            choice = self.probe.choose(train[full], held_out, classes, labels, seed, scored=False)
+            rate = choice.rate
             count = self.probe.seeds if labels == "all" else self.draws
             for head in self.heads:
                 queries = _filled(subject, side, test, full) if head == "fixed" else test
@@ -86,7 +88,7 @@ class MissingStreams(Protocol):
                 yield Answer(
                     metrics,
                     ci95,
-                    selection,
+                    choice.selection,
                     parameters=classes * (side[full].features.shape[1] + 1),
                     extra={
                         "labels": label_name(labels), "head": head, "recipe": self.recipe_name, "lr": rate,

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from skelact.errors import SkelactError
 from skelact.protocols.base import Answer, Labels, Protocol, label_name, label_rows, summarise
-from skelact.protocols.features import FeatureTable, Subject
+from skelact.protocols.features import SPACES, FeatureTable, Subject
 from skelact.protocols.neighbours import Neighbours, search
 
 
@@ -106,6 +107,10 @@ class Retrieval(Protocol):
         precision: autocast of the encoder.
         cache: keep extracted features in the run directory.
         temperature: None: uniform votes.
+        streams: judge these of the method's streams alone; None means all.
+        space: `feature` (the encoder's) or `embedding`: the method's own `embed_features`, for the contrastive family
+            the mean over streams of what the projectors give, not normalised before it is averaged. The 3s-CACA code
+            does that for three streams and takes features for one.
     """
 
     name = "retrieval"
@@ -119,8 +124,13 @@ class Retrieval(Protocol):
         precision: str | None = None,
         cache: bool = True,
         temperature: float | None = None,
+        streams: Sequence[str] | str | None = None,
+        space: str = "feature",
     ) -> None:
-        super().__init__(labels, draws, baselines, precision, cache)
+        super().__init__(labels, draws, baselines, precision, cache, streams)
+        if space not in SPACES:
+            raise SkelactError(f"protocol.space={space} is not known; choose from {', '.join(SPACES)}")
+        self.space = space
         self.k = sorted(int(n) for n in k)
         if not self.k or self.k[0] < 1:
             raise ValueError(f"k={list(k)}: numbers of neighbours start at 1")
@@ -130,13 +140,15 @@ class Retrieval(Protocol):
 
     def answer(self, subject: Subject, seed: int) -> Iterator[Answer]:
         """One row per label setting."""
-        gallery, queries = subject.official_training()[subject.full], subject.tables("test")[subject.full]
+        gallery, queries = subject.official_training(), subject.own("test")[subject.full]
         classes = subject.datamodule.num_classes
         kind = "knn" if self.temperature is None else "wknn"
         for labels in self.labels:
             extra: dict[str, object] = {"labels": label_name(labels)}
             if self.temperature is not None:
                 extra["temperature"] = self.temperature
+            if self.space != "feature" and subject.encoder != "raw_pose":
+                extra["space"] = self.space
             if labels == "all":
                 k = [n for n in self.k if n <= len(gallery)]
                 right, scores = knn_correct(queries, gallery, classes, k, self.temperature)

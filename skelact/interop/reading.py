@@ -1,0 +1,81 @@
+"""Released checkpoints as state dicts: read without trusting them, and matched name by name."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from skelact.errors import SkelactError
+
+Source = str | PathLike[str] | Mapping[str, Any]
+
+
+class CheckpointError(SkelactError):
+    """A checkpoint cannot be read, or is not of the system it was said to be of."""
+
+
+def read_state(source: Source) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by original name, without `module.`; accepts a path, a checkpoint, a state dict."""
+    content: Any = source
+    if isinstance(source, str | PathLike):
+        path = Path(source)
+        if not path.is_file():
+            raise CheckpointError(f"{path}: no such checkpoint file")
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(f"{path}: not a checkpoint of plain tensors: {reason}") from error
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{source if isinstance(source, str | PathLike) else 'source'}: holds no state dict")
+    alien = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if alien:
+        raise CheckpointError(f"state dict entries that are not tensors: {', '.join(alien[:5])}")
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def refuse(origin: str, model: str, problems: Mapping[str, list[str]]) -> None:
+    """Raise with the lists of missing, unexpected and misshaped names, unless all are empty."""
+    if any(problems.values()):
+        lists = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
+        raise CheckpointError(f"{origin}: does not match {model}: {lists}")
+
+
+def fill(module: torch.nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Load a state dict of which every name and shape must match.
+
+    Raises:
+        CheckpointError: listing missing, unexpected and misshaped names.
+    """
+    own = module.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "misshaped": [
+            f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+            for name in own
+            if name in state and state[name].shape != own[name].shape
+        ],
+    }
+    refuse(origin, type(module).__name__, problems)
+    module.load_state_dict(state)
+
+
+def shape_of(state: Mapping[str, Tensor], name: str, dims: int, origin: str) -> tuple[int, ...]:
+    """Shape of a tensor that must be there and have so many dimensions."""
+    if name not in state:
+        found = ", ".join(sorted(state)[:5])
+        raise CheckpointError(f"{origin}: missing: {name} (the file starts with {found})")
+    shape = tuple(state[name].shape)
+    if len(shape) != dims or 0 in shape:
+        raise CheckpointError(f"{origin}: misshaped: {name} {shape}, expected {dims} dimensions")
+    return shape
