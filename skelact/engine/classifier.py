@@ -59,6 +59,9 @@ def prepare(config: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
             f"protocol=transfer: {checkpoint} was trained on {source.get('name')} {source.get('split')} itself; give "
             f"other data (data=NAME), or take protocol=finetune"
         )
+    for key in keys:
+        if key.startswith("data.") and key.removeprefix("data.") in protocol.decides:
+            raise SkelactError(f"{key}=... cannot be given with protocol={name}, whose own options say it")
     # what was given on the command line holds for the run's further trainings, too
     config["given"] = [key for key in keys if key.partition(".")[0] in ("data", "trainer")]
     (first, *_), *_ = protocol.settings(int(config["seed"]))

@@ -36,8 +36,8 @@ PRESETS: dict[str, Switches] = {
 class Supervised(Method):
     """Cross-entropy on the logits of a linear head.
 
-    A backbone with `forward_streams` (one feature a stream) gets a head for each stream, whose logits are summed or
-    averaged over the streams given; any other gets one head on its feature.
+    A backbone of stacked trunks (one feature a stream) gets a head for each stream, whose logits are summed or averaged
+    over the streams given; any other gets one head on its feature.
 
     Args:
         backbone: the encoder.
@@ -110,9 +110,8 @@ class Supervised(Method):
         )
         self.num_classes, self.fusion, self.label_smoothing = int(num_classes), fusion, label_smoothing
         self.mode, self.head_only, self.preset = mode or PRESETS[preset]["mode"], head_only, preset
-        self.by_stream = hasattr(backbone, "forward_streams")
-        width = backbone.num_features // (len(backbone.streams) if self.by_stream else 1)
-        names = self.streams if self.by_stream else ("all",)
+        names = self.streams if backbone.stacked else ("all",)
+        width = backbone.num_features // (len(backbone.streams) if backbone.stacked else 1)
         self.heads = nn.ModuleDict({name: nn.Linear(width, self.num_classes) for name in names})
         self.dropout = nn.Dropout(dropout)
         if head_init is not None:
@@ -142,7 +141,7 @@ class Supervised(Method):
             mask: `(N, M, T, V)` bool, True where observed; None means everywhere.
         """
         inputs = self.derive(views, streams, mask)
-        if not self.by_stream:
+        if not self.backbone.stacked:
             return self.heads["all"](self.dropout(self.backbone.forward_features(inputs, mask)))
         features: Tensor = self.backbone.forward_streams(inputs, mask)  # type: ignore[operator]
         given = [name for name in self.backbone.streams if name in inputs]

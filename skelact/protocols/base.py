@@ -158,11 +158,8 @@ class Protocol:
                     if values is not None:
                         found[part][scores_key(self.name, subject.name, extra)] = values
                 start = time.perf_counter()
-            for part, entries in found.items():
-                if scores is not None and entries:
-                    columns = (datamodule.clip_names(part), datamodule.labels(part))
-                    groups = [str(group) for group in datamodule.groups(part)]
-                    save_scores(scores if part == "test" else val_scores(scores), *columns, entries, groups)
+            if scores is not None:
+                write_scores(scores, datamodule, found)
         return records
 
     def answer(self, subject: Subject, seed: int) -> Iterator[Answer]:
@@ -235,6 +232,17 @@ def val_scores(path: str | Path) -> Path:
     """The file for scores of the validation part, beside that of the test part: `scores_val.npz`."""
     path = Path(path)
     return path.with_stem(f"{path.stem}_val")
+
+
+def write_scores(
+    path: str | Path, datamodule: SkeletonDataModule, found: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
+    """Add per-clip scores `(N, classes)` by part (test, val) and key to the files at `path` and beside it."""
+    for part, entries in found.items():
+        if entries:
+            groups = [str(group) for group in datamodule.groups(part)]
+            file = Path(path) if part == "test" else val_scores(path)
+            save_scores(file, datamodule.clip_names(part), datamodule.labels(part), entries, groups)
 
 
 def summarise(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from skelact.errors import SkelactError
-from skelact.protocols.base import BASELINES, compare, forward_gflops, summarise
+from skelact.protocols.base import BASELINES, compare, forward_gflops, scores_key, summarise, write_scores
 from skelact.protocols.features import Subject
 from skelact.protocols.linear import clip_accuracies
 from skelact.protocols.neighbours import search
 from skelact.protocols.retrieval import class_scores
 from skelact.protocols.training import Job, Outcome, fit, part_logits
-from skelact.results import Record, save_scores
+from skelact.results import Record
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -57,6 +57,11 @@ class ClassifierProtocol:
         if unknown:
             raise SkelactError(f"baselines: {sorted(unknown)} are not known; choose from {', '.join(BASELINES)}")
         self.selection, self.seeds = selection, int(seeds)
+
+    @property
+    def decides(self) -> tuple[str, ...]:
+        """Options of the data that the protocol's own options say: they may not be given beside them."""
+        return ("fit", "validation") if self.selection == "val" else ()
 
     def settings(self, seed: int) -> list[list[Job]]:
         """One list of repetitions for each label setting; the very first job is the run's own."""
@@ -112,7 +117,8 @@ class ClassifierProtocol:
             subject: name of the encoder, for the table.
             encoder: `pretrained`, or `untrained` where the encoder is freshly initialised.
             source: data that the encoder was pretrained on, for the record.
-            scores: file for the test part's logits; None writes none.
+            scores: file for the test part's logits; None writes none. Those of the validation part lie in a file beside
+                it, unless it was trained on.
             pretrained: the encoder before any job, for :meth:`further`, as the rest.
             untrained: builds a method with the same encoder and fresh weights.
             checkpoint: where `pretrained` lies.
@@ -145,13 +151,15 @@ class ClassifierProtocol:
             rows.append(("raw pose (1-NN)", "raw_pose"))
         records: list[Record] = []
         first: dict[str, tuple[Record, np.ndarray]] = {}
+        found: dict[str, dict[str, np.ndarray]] = {"test": {}, "val": {}}
+        given = {} if trainer is None else {"fit": datamodule.fit}
         for row, kind in rows:
             for jobs in settings:
                 if kind == "untrained" and encoder == "pretrained":
                     jobs = [Job(job.seed, False, job.fraction, job.draw) for job in jobs]
                 start = time.perf_counter()
                 if kind == "raw_pose":
-                    record, correct, logits = self._neighbours(method, datamodule, jobs, device)
+                    record, correct, logits = self._neighbours(method, datamodule, jobs, device, given)
                 else:
                     record, correct, logits = self._classifier(datamodule, jobs, outcome, device)
                     record.gflops = gflops
@@ -159,17 +167,16 @@ class ClassifierProtocol:
                 record.extra |= {"encoder": kind, "labels": jobs[0].labels}
                 record.extra |= {"source": source} if source and kind == "pretrained" else {}
                 compare(first, jobs[0].labels, record, correct, datamodule.groups("test"))
-                if scores is not None:
-                    groups = [str(group) for group in datamodule.groups("test")]
-                    key = f"{self.name}/{row}/{jobs[0].labels}"
-                    names, labels = datamodule.clip_names("test"), datamodule.labels("test")
-                    save_scores(scores, names, labels, {key: logits}, groups)
+                for part, values in logits.items():
+                    found[part][scores_key(self.name, row, record.extra)] = values
                 records.append(record)
+        if scores is not None:
+            write_scores(scores, datamodule, found)
         own = {"run_dir": run_dir, "untrained": untrained, "checkpoint": checkpoint, "scores": scores}
-        found = [] if pretrained is None else self.further(pretrained, datamodule, device=device, seed=seed, **own)
-        for record in found:
+        others = [] if pretrained is None else self.further(pretrained, datamodule, device=device, seed=seed, **own)
+        for record in others:
             record.extra |= {"source": source} if source and record.extra.get("encoder") == "pretrained" else {}
-        return records + found
+        return records + others
 
     def further(self, pretrained: Method, datamodule: SkeletonDataModule, **options: Any) -> list[Record]:
         """Records of questions that are not about trained classifiers."""
@@ -177,13 +184,14 @@ class ClassifierProtocol:
 
     def _classifier(
         self, datamodule: SkeletonDataModule, jobs: list[Job], outcome: Train, device: torch.device
-    ) -> tuple[Record, np.ndarray, np.ndarray]:
-        """Record, `(R, N)` percent right, and mean logits `(N, classes)` of trained classifiers."""
-        labels = torch.from_numpy(datamodule.labels("test"))
-        logits, outcomes = [], []
+    ) -> tuple[Record, np.ndarray, dict[str, np.ndarray]]:
+        """Record, `(R, N)` percent right, and by part the mean logits `(N, classes)` of trained classifiers."""
+        logits: dict[str, list[torch.Tensor]] = {}
+        outcomes = []
         for job in jobs:
             found = outcome(job)
-            logits.append(part_logits(found.method, datamodule, "test", device))
+            for part in _parts(datamodule, found.fit):
+                logits.setdefault(part, []).append(part_logits(found.method, datamodule, part, device))
             outcomes.append(found)
         last, start = outcomes[-1], outcomes[0]
         extra: dict[str, Any] = {
@@ -193,41 +201,46 @@ class ClassifierProtocol:
         epochs = [found.best_epoch for found in outcomes if found.best_epoch is not None]
         if epochs:
             extra["epochs_chosen"] = epochs
-        record, correct = self._record(datamodule, logits, labels, device, extra)
+        record, correct = self._record(datamodule, logits["test"], device, extra)
         record.selection = "val:top1, its epoch" if len(epochs) == len(jobs) else "none, last epoch"
         record.checkpoint, record.samples_per_s = start.checkpoint, start.samples_per_s
         record.parameters = sum(p.numel() for p in last.method.parameters() if p.requires_grad)
         record.wall_s = sum(found.seconds for found in outcomes)
-        return record, correct, torch.stack(logits).mean(0).numpy()
+        return record, correct, _means(logits)
 
     def _neighbours(
-        self, method: Method, datamodule: SkeletonDataModule, jobs: list[Job], device: torch.device
-    ) -> tuple[Record, np.ndarray, np.ndarray]:
-        """The same of the nearest labelled pose."""
-        labels = torch.from_numpy(datamodule.labels("test"))
+        self,
+        method: Method,
+        datamodule: SkeletonDataModule,
+        jobs: list[Job],
+        device: torch.device,
+        given: Mapping[str, Any],
+    ) -> tuple[Record, np.ndarray, dict[str, np.ndarray]]:
+        """The same of the nearest labelled pose; `given` are options of the data that the command has changed."""
         poses = Subject("raw pose", "raw_pose", method, datamodule, device)
-        queries = poses.tables("test")[poses.full]
-        logits = []
+        logits: dict[str, list[torch.Tensor]] = {}
         for job in {job.draw: job for job in jobs}.values():
-            data = datamodule.variant(**self.changes(job)["data"])
+            data = datamodule.variant(**{**self.changes(job)["data"], **given})
             subject = Subject("raw pose", "raw_pose", method, data, device)
             gallery = subject.tables(data.fit)[subject.full]
-            found = search(queries.features, gallery.features, 1)
-            logits.append(class_scores(found, gallery.labels, datamodule.num_classes).cpu())
+            for part in _parts(datamodule, data.fit):
+                found = search(poses.tables(part)[poses.full].features, gallery.features, 1)
+                votes = class_scores(found, gallery.labels, datamodule.num_classes)
+                logits.setdefault(part, []).append(votes.cpu())
         extra = {"streams": "+".join(poses.full), "train_clips": len(gallery)}
-        record, correct = self._record(datamodule, logits, labels, device, extra)
+        record, correct = self._record(datamodule, logits["test"], device, extra)
         record.metrics.pop("top5")  # one neighbour names one class
         record.ci95.pop("top5")
-        return record, correct, torch.stack(logits).mean(0).numpy()
+        return record, correct, _means(logits)
 
     def _record(
         self,
         datamodule: SkeletonDataModule,
         logits: list[torch.Tensor],
-        labels: torch.Tensor,
         device: torch.device,
         extra: dict[str, Any],
     ) -> tuple[Record, np.ndarray]:
+        labels = torch.from_numpy(datamodule.labels("test"))
         runs = [clip_accuracies(one, labels) for one in logits]
         values = {name: torch.stack([run[name] for run in runs]).numpy() for name in runs[0]}
         metrics, ci95, more = summarise(values, datamodule.groups("test"))
@@ -246,8 +259,17 @@ class ClassifierProtocol:
         return record, values["top1"]
 
 
+def _parts(datamodule: SkeletonDataModule, fit: str) -> list[str]:
+    """Parts to give scores of: the test part, and the validation part where it was not trained on."""
+    return ["test", "val"] if fit == "train" and datamodule.size("val") else ["test"]
+
+
+def _means(logits: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, np.ndarray]:
+    return {part: torch.stack(list(each)).mean(0).numpy() for part, each in logits.items()}
+
+
 def _gflops(method: Method, datamodule: SkeletonDataModule) -> float:
-    try:
-        return forward_gflops(method, datamodule)
+    try:  # of a training clip: the test part is not read before training has ended
+        return forward_gflops(method, datamodule, datamodule.fit)
     except ValueError as error:
         raise SkelactError(f"the encoder cannot read clips of {datamodule.name}: {error}") from error

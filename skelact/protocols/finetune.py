@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from skelact.results import Record
 
 
+LABELS = ("label_fraction", "label_draw", "label_rule", "labels_per_class")
+
+
 class SupervisedTraining(ClassifierProtocol):
     """Train `method=supervised` from scratch: how good is the network with nothing but labels?
 
@@ -152,9 +155,13 @@ class Semi(Finetune):
     def changes(self, job: Job) -> dict[str, dict[str, Any]]:
         """See :meth:`ClassifierProtocol.changes`."""
         changes = super().changes(job)
-        few = {"label_fraction": job.fraction, "label_draw": job.draw, "label_rule": self.label_rule}
-        changes["data"] |= few
+        changes["data"] |= dict(zip(LABELS, (job.fraction, job.draw, self.label_rule, None), strict=True))
         return changes
+
+    @property
+    def decides(self) -> tuple[str, ...]:
+        """See :meth:`ClassifierProtocol.decides`."""
+        return (*super().decides, *LABELS)
 
 
 class Transfer(Finetune):

@@ -161,6 +161,7 @@ class Outcome:
         checkpoint: where these weights lie, None where they were not written.
         seconds: duration.
         clips: labelled clips.
+        fit: part of the data that they are.
         steps: optimiser steps in all.
         samples_per_s: clips a second of training; of a continued run since it went on.
         best_epoch: epoch of the weights where validation chose it.
@@ -170,6 +171,7 @@ class Outcome:
     checkpoint: str | None
     seconds: float
     clips: int
+    fit: str
     steps: int
     samples_per_s: float
     best_epoch: int | None = None
@@ -188,9 +190,8 @@ def fit(
     clips = datamodule.size(datamodule.fit)
     seen = (trainer.global_step - before) * min(datamodule.batch_size, clips)
     last = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-    outcome = Outcome(
-        method, str(last) if last.exists() else None, seconds, clips, int(trainer.global_step), seen / seconds
-    )
+    file = str(last) if last.exists() else None
+    outcome = Outcome(method, file, seconds, clips, datamodule.fit, int(trainer.global_step), seen / seconds)
     best = next((c for c in trainer.callbacks if isinstance(c, BestEpoch)), None)  # type: ignore[attr-defined]
     if best is not None and best.epoch is not None:
         outcome.checkpoint, outcome.best_epoch = str(best.path(trainer)), best.epoch

@@ -57,7 +57,11 @@ def test_a_run_continues_across_its_stages(skelact_run, tmp_path, method):
 def test_streams_fused_and_alone_are_evaluated_after_training(skelact_run, tmp_path):
     questions = "evaluate=[linear,retrieval,missing]"
     options = [*TINY, "method=caca", *METHODS["caca"], "trainer.max_epochs=2", questions, "run_dir=run"]
-    late = ["protocols.linear.fusion=late", "protocols.retrieval.space=embedding", "protocols.retrieval.temperature=0.1"]
+    late = [
+        "protocols.linear.fusion=late",
+        "protocols.retrieval.space=embedding",
+        "protocols.retrieval.temperature=0.1",
+    ]
     assert skelact_run(*options, *late, tiny=False) == 0
     records = json.loads((tmp_path / "run" / "results.json").read_text())
     found = {r["protocol"] for r in records}

@@ -130,7 +130,7 @@ def test_few_labels(data, classifier, tmp_path):
         names, labels = data.clip_names("train+val"), data.labels("train+val")
         rows = label_subset(names, labels, fraction=job.fraction, draw=job.draw)
         assert own.rows(own.fit).tolist() == data.rows("train+val")[rows].tolist()
-        return Outcome(classifier(job.seed), None, 1.0, own.size(own.fit), 1, 1.0)
+        return Outcome(classifier(job.seed), None, 1.0, own.size(own.fit), own.fit, 1, 1.0)
 
     records = protocol.run(classifier(), data, train=train, seed=5)
     assert asked == [Job(5, True, 0.25, 0), Job(6, True, 0.25, 1), Job(5, True, 0.5, 0), Job(6, True, 0.5, 1)]
