@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 
 class BestEpoch(pl.Callback):
@@ -21,6 +22,14 @@ class BestEpoch(pl.Callback):
     def path(self, trainer: pl.Trainer) -> Path:
         """Where the checkpoint goes."""
         return Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that stops with an epoch has written its last checkpoint before that epoch is judged: the best tells."""
+        path = self.path(trainer)
+        if trainer.global_step and path.exists():
+            best = torch.load(path, map_location="cpu", weights_only=True)
+            if best["global_step"] <= trainer.global_step:
+                self.load_state_dict(best["callbacks"][self.state_key])
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare, and save."""

@@ -378,6 +378,7 @@ class SkeletonDataModule(pl.LightningDataModule):
             collate_fn=_as_is,
             num_workers=workers,
             persistent_workers=workers > 0,
+            generator=torch.Generator(),  # an iterator draws a seed; from torch's own that would move dropout's masks
             pin_memory=disk and self._device().type == "cuda",
         )
 

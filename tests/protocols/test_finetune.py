@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from skelact.callbacks.best_epoch import BestEpoch
+from skelact.data.datamodules import SkeletonDataModule
 from skelact.data.label_lists import aimclr_label_subset
 from skelact.data.splits import label_subset
 from skelact.engine.build import build
@@ -80,6 +81,28 @@ def test_learns_and_the_logits_are_those_of_the_test_part(data, classifier, tmp_
     found = load_scores(tmp_path).entry("supervised/supervised umurl/all")
     np.testing.assert_allclose(found, logits.numpy(), rtol=1e-5, atol=1e-6)
     assert record.parameters == sum(p.numel() for p in method.parameters()) and record.gflops > 0
+
+
+def test_the_test_part_is_read_once_after_training(data, classifier, tmp_path, monkeypatch):
+    read = []
+
+    class Watch(pl.Callback):
+        def on_train_end(self, trainer, pl_module):
+            read.append("trained")
+
+    deliver = SkeletonDataModule._deliver
+
+    def watched(self, rows, device):
+        read.extend(np.asarray(rows).tolist())
+        return deliver(self, rows, device)
+
+    monkeypatch.setattr(SkeletonDataModule, "_deliver", watched)
+    variant = data.variant(fit="train", validation=True, batch_size=12)
+    protocol = SupervisedTraining("val", baselines=False)
+    protocol.run(classifier(), variant, trainer=trainer(tmp_path, 3, Watch(), BestEpoch()))
+    test = set(data.rows("test").tolist())
+    end = read.index("trained")
+    assert not test & set(read[:end]) and sorted(row for row in read[end + 1 :] if row in test) == sorted(test)
 
 
 def test_only_the_first_process_judges(data, classifier, tmp_path):
@@ -205,8 +228,6 @@ def test_wrong_options_are_named(make_it, word):
 
 
 def test_clips_that_the_encoder_cannot_read_and_splits_without_validation(store, classifier, make, tmp_path):
-    from skelact.data.datamodules import SkeletonDataModule
-
     data = SkeletonDataModule(str(store), "noval")
     with pytest.raises(SkelactError, match="selection=val: split noval"):
         SupervisedTraining("val").run(classifier(), data, trainer=trainer(tmp_path, 1))
