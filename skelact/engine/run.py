@@ -243,10 +243,11 @@ def _alone_again() -> bool:
 
 def _checkpoint_name(config: Mapping[str, Any], run_dir: Path, trained: bool) -> str | None:
     """Where the method's weights lie: once the run has trained it, in the run itself."""
-    last = run_dir / "checkpoints" / "last.ckpt"
     if config.get("checkpoint") and not trained:
         return str(config["checkpoint"])
-    return str(last) if last.exists() else None
+    files = ("best.ckpt", "last.ckpt") if (config.get("callbacks") or {}).get("best_epoch") else ("last.ckpt",)
+    paths = [run_dir / "checkpoints" / file for file in files]
+    return next((str(path) for path in paths if path.exists()), None)
 
 
 def _source(config: Mapping[str, Any]) -> str:

@@ -129,9 +129,10 @@ def _check_layout(cfg: DictConfig, card: Mapping[str, Any], given: bool) -> None
     if not given and (layout.name, trained.name) in list_conversions():
         cfg.data.layout = trained.name
     elif layout.joints != trained.joints:
+        advice = f"have them converted with data.layout={trained.name}" if given else "there is no conversion for them"
         raise ConfigError(
             f"checkpoint {cfg.checkpoint} was trained on layout {trained.name} ({trained.num_joints} joints), the data "
-            f"have {layout.name} ({layout.num_joints} joints); have them converted with data.layout={trained.name}"
+            f"have {layout.name} ({layout.num_joints} joints); {advice}"
         )
 
 

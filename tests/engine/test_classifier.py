@@ -82,6 +82,7 @@ def test_few_labels_after_pretraining_leave_its_checkpoint_alone(skelact_run, tm
 
 def test_supervised_and_validation_chooses(skelact_run, tmp_path):
     own = ["method.optimizer.lr=0.01", "method.scheduler=null", "protocol.selection=val", "trainer.max_steps=7"]
+    own += ["evaluate=[retrieval]", "protocols.retrieval.labels=[all]"]
     tiny = [
         "data=custom", "data.name=tiny", "data.batch_size=8", "frames=8", "callbacks=minimal", "trainer=cpu",
         "augment=none", "trainer.max_epochs=-1",
@@ -90,7 +91,8 @@ def test_supervised_and_validation_chooses(skelact_run, tmp_path):
     arguments = ["protocol=supervised", "method=supervised", *tiny, *network, *own, "run_dir=run"]
     assert skelact_run(*arguments, tiny=False) == 0
     run = tmp_path / "run"
-    first, poses = read_records(run)
+    first, poses, then, *_ = read_records(run)
+    assert then.protocol == "retrieval" and then.checkpoint == first.checkpoint
     assert first.method == "supervised stgcn" and first.selection == "val:top1, its epoch"
     assert first.checkpoint == str(run / "checkpoints/best.ckpt") and first.extra["train_clips"] == 18
     assert poses.method == "raw pose (1-NN)"
@@ -131,7 +133,7 @@ def test_transfer_converts_joints_and_names_both_datasets(skelact_run, tmp_path)
         (["checkpoint=TRAINED", "protocol=supervised"], ["leave checkpoint out", "finetune"]),
         (["checkpoint=TRAINED", "protocol=transfer"], ["data=NAME", "tiny default itself"]),
         (["checkpoint=TRAINED", "protocol=finetune", "protocol.recipe=best"], ["recipe=best", "skelemixclr_finetune"]),
-        (["checkpoint=TRAINED", "protocol=transfer", "data=hdm05"], ["stick", "hdm05_31"]),
+        (["checkpoint=TRAINED", "protocol=transfer", "data=hdm05"], ["stick", "hdm05_31", "no conversion"]),
     ],
 )
 def test_commands_that_cannot_be_run_say_why(skelact_run, trained, arguments, words, capsys):
