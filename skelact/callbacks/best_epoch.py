@@ -24,7 +24,7 @@ class BestEpoch(pl.Callback):
         return Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt"
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A run stopped at an epoch's end wrote its last checkpoint before that epoch was judged: the best one tells."""
+        """A run stopped at an epoch's end wrote its last checkpoint before that epoch was judged: the best tells."""
         path = self.path(trainer)
         if trainer.global_step and path.exists():
             best = torch.load(path, map_location="cpu", weights_only=True)
