@@ -186,6 +186,10 @@ _INTERVALS = {
     "linear": "[95 % interval over seeds or label lists and test clips together]",
     "ensemble": "[95 % interval over test clips]",
     "retrieval": "[95 % interval over test clips, with few labels over label lists and test clips together]",
+    **dict.fromkeys(
+        ("supervised", "finetune", "semi", "transfer"),
+        "[95 % interval over test clips, of several trainings over these and test clips together]",
+    ),
 }
 _HEADS = (
     "±: half of the 95 % interval over seeds or label lists and test clips. fixed: one classifier trained on all "

@@ -166,7 +166,8 @@ class UmURLEncoder(Encoder):
         for stream in self.streams:
             embedding = StreamEmbedding(persons * joints * channels, frames * channels, width)
             self.add_module(f"{code_of(stream)}_emb", embedding)
-        self.mm_fusion = Fusion(width)
+        if len(self.streams) > 1:  # a parameter that no loss reaches stops training on several processes
+            self.mm_fusion = Fusion(width)
         self.ma_encoder = ModalityAgnosticEncoder(
             width, depth, num_heads, self.hidden, positions, persons * joints, joint_code
         )

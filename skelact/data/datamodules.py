@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from skelact.clips import RaggedClips
 from skelact.data.embedded import open_store
+from skelact.data.label_lists import aimclr_label_subset
 from skelact.data.loading import (
     ClipLoader,
     DealtBatches,
@@ -29,6 +31,10 @@ from skelact.skeleton.convert import SCORES
 from skelact.skeleton.layouts import Layout, get_layout
 
 RESIDENCES = ("auto", "disk", "ram", "device")
+VARIABLE = (
+    "batch_size", "fit", "validation", "drop_last", "seed",
+    "label_fraction", "labels_per_class", "label_draw", "label_rule",
+)  # fmt: skip
 
 
 class SkeletonDataModule(pl.LightningDataModule):
@@ -54,6 +60,9 @@ class SkeletonDataModule(pl.LightningDataModule):
         labels_per_class: keep this many training clips of each class.
         label_fraction: keep this share of the training clips of each class, at least one.
         label_draw: which of the label lists.
+        label_rule: how they are drawn: `names` (:func:`skelact.data.splits.label_subset`), or `aimclr` for a
+            label fraction as AimCLR draws it from clips in the order of their names
+            (:func:`skelact.data.label_lists.aimclr_label_subset`).
         seed: of the training order.
         drop_last: leave out the last, smaller training batch of an epoch.
         validation: offer the validation part to the trainer.
@@ -85,6 +94,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         validation: bool = True,
         fit: str = "train",
         scores: str = "converted",
+        label_rule: str = "names",
     ) -> None:
         super().__init__()
         if residence not in RESIDENCES:
@@ -100,9 +110,10 @@ class SkeletonDataModule(pl.LightningDataModule):
         self._layout, self._normalize, self._wanted_residence = layout, normalize, residence
         self._expected = {"persons": persons, "channels": channels, "num_classes": num_classes, "pipeline": pipeline}
         self._pipeline = pipeline
-        self._few = (label_fraction, labels_per_class, label_draw)
+        self.label_fraction, self.labels_per_class = label_fraction, labels_per_class
+        self.label_draw, self.label_rule = label_draw, label_rule
         self._loader: ClipLoader | None = None
-        self._resident: RaggedClips | None = None
+        self._frames: dict[str, RaggedClips] = {}  # all clips, once they are resident; variants share them
         self._chosen: dict[str, str] = {}  # device type -> residence, under auto
 
     def setup(self, stage: str | None = None) -> None:
@@ -143,12 +154,27 @@ class SkeletonDataModule(pl.LightningDataModule):
                 f"data.layout={wanted} does not suit the store {store.path} of layout {stored.name!r}: {error} "
                 f"(set data.layout={stored.name})"
             ) from error
-        self._parts = resolve(store, self.split)
+        self._parts = self._divide(store)
         self._rule = SplitRule.from_dict(store.card["splits"][self.split])
-        for part in ("train", "train+val"):
-            rows = self._parts[part]
-            self._parts[part] = rows[self._labelled(store, rows)]
         self._loader = loader
+
+    def variant(self, **changes: Any) -> SkeletonDataModule:
+        """The same clips, frames shared, with other options.
+
+        Args:
+            changes: any of `batch_size`, `fit`, `validation`, `drop_last`, `seed`, `label_fraction`,
+                `labels_per_class`, `label_draw` and `label_rule`.
+        """
+        store = self.store
+        other = copy.copy(self)
+        other.__dict__.pop("train_dataloader", None)  # a continued run's own
+        other.trainer = None
+        for key, value in changes.items():
+            if key not in VARIABLE:
+                raise SkelactError(f"data.{key} cannot be changed in a variant; only {', '.join(VARIABLE)}")
+            setattr(other, key, value)
+        other._parts = other._divide(store)
+        return other
 
     @property
     def store(self) -> Store:
@@ -276,8 +302,24 @@ class SkeletonDataModule(pl.LightningDataModule):
 
         return make_normalizer(self._normalize, layout)
 
-    def _labelled(self, store: Store, rows: np.ndarray) -> np.ndarray:
-        return label_subset(store.names[rows], store.label[rows], *self._few)
+    def _divide(self, store: Store) -> dict[str, np.ndarray]:
+        """Rows of the parts; of the training side those that keep their label."""
+        parts = resolve(store, self.split)
+        for part in ("train", "train+val"):
+            parts[part] = parts[part][self._labelled(store.names[parts[part]], store.label[parts[part]])]
+        return parts
+
+    def _labelled(self, names: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        if self.label_rule == "names":
+            return label_subset(names, labels, self.label_fraction, self.labels_per_class, self.label_draw)
+        if self.label_rule != "aimclr":
+            raise SkelactError(f"data.label_rule={self.label_rule!r} is neither names nor aimclr")
+        if self.labels_per_class is not None:
+            raise SkelactError("data.label_rule=aimclr draws a label_fraction; leave labels_per_class out")
+        if self.label_fraction is None:
+            return np.arange(len(labels))
+        order = np.argsort(names, kind="stable")
+        return np.sort(order[aimclr_label_subset(labels[order], self.label_fraction, self.label_draw)])
 
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is not None:
@@ -309,15 +351,16 @@ class SkeletonDataModule(pl.LightningDataModule):
         if residence == "disk":
             clips = self._ready.load(rows)
             return clips if target is None else clips.to(target)
-        if self._resident is None:
-            self._resident = self._ready.load_all()
+        if not self._frames:
+            self._frames["all"] = self._ready.load_all()
         if residence == "device":
             if target is None:
                 target = self._device()
-            if target.type != "cpu" and self._resident.device != target:
-                self._resident = self._resident.to(target)
-                target = self._resident.device  # with its number
-        picked = self._resident.select(rows.to(self._resident.device))
+            if target.type != "cpu" and self._frames["all"].device != target:
+                self._frames["all"] = self._frames["all"].to(target)
+                target = self._frames["all"].device  # with its number
+        resident = self._frames["all"]
+        picked = resident.select(rows.to(resident.device))
         return picked if target in (None, picked.device) else picked.compact().to(target)
 
     def _evaluation(self, part: str) -> DataLoader:
@@ -335,6 +378,7 @@ class SkeletonDataModule(pl.LightningDataModule):
             collate_fn=_as_is,
             num_workers=workers,
             persistent_workers=workers > 0,
+            generator=torch.Generator(),  # an iterator draws a seed; from torch's own that would move dropout's masks
             pin_memory=disk and self._device().type == "cuda",
         )
 

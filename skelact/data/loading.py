@@ -146,7 +146,8 @@ class DealtBatches(DistributedSampler):
 
     Training: one permutation by (seed, epoch) for all ranks; global batch b is rows b*B..(b+1)*B of it, and each rank
     takes its share of every global batch. So the global batches are the same for any number of ranks. Evaluation:
-    store order, batches dealt out in turn; nothing is padded, dropped or repeated.
+    store order, batches dealt out in turn; nothing is padded, dropped or repeated. Ranks get equally many batches, for
+    a rank without one would leave the others waiting; of fewer clips than ranks some are empty.
 
     A subclass of torch's sampler so that Lightning leaves it in place.
 
@@ -183,7 +184,10 @@ class DealtBatches(DistributedSampler):
 
     def _batches(self) -> list[Tensor]:
         if not self.shuffle:
-            return list(self.rows.split(self.batch_size))[self.rank :: self.num_replicas]
+            if self.num_replicas == 1:
+                return list(self.rows.split(self.batch_size))
+            count = -(-len(self.rows) // (self.batch_size * self.num_replicas)) * self.num_replicas
+            return list(self.rows.tensor_split(count))[self.rank :: self.num_replicas]
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = self.rows[torch.randperm(len(self.rows), generator=generator)]
         batches = list(order.split(self.batch_size))

@@ -139,7 +139,7 @@ def build(node: Mapping[str, Any], where: str = "config", **arguments: Any) -> A
     except ValueError as error:  # a constructor that refuses a value: which value is the config's business
         raise SkelactError(f"{where} ({node.get('_target_')}): {error}") from error
     except TypeError as error:
-        if "argument" in str(error) and error.__traceback__ is not None and _shallow(error):
+        if "argument" in str(error) and (_shallow(error) or _handed_on(error, node)):
             raise SkelactError(f"{where} ({node.get('_target_')}): {error}") from error
         raise
 
@@ -199,6 +199,14 @@ def _innermost(error: BaseException) -> BaseException:
     while error.__cause__ is not None:
         error = error.__cause__
     return error
+
+
+def _handed_on(error: BaseException, node: Mapping[str, Any]) -> bool:
+    """Whether an argument of the node was unknown to a base class, to which the target's constructor handed it on."""
+    found = re.match(r"(\S+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    target = locate(str(node["_target_"]))
+    bases = [base.__qualname__ for base in target.__mro__] if isinstance(target, type) else []
+    return found is not None and found[1] in bases and found[2] in node
 
 
 def _shallow(error: BaseException) -> bool:

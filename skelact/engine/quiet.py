@@ -16,6 +16,8 @@ _IGNORED = (
     r".*Checkpoint directory .* exists and is not empty.*",
     # Pretraining has no validation step; the validation part serves the monitors and the probes.
     r".*You passed in a `val_dataloader` but have no `validation_step`.*",
+    # A training that chooses nothing on the validation part has no validation loader.
+    r".*Total length of `list` across ranks is zero.*",
     # WandbLogger passes an argument that wandb no longer reads.
     r".*anonymous.*",
     # Lightning's own use of a torch function that torch has renamed.

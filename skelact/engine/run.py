@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Mapping
@@ -94,7 +95,8 @@ def _clear(run_dir: Path, overwrite: bool, checkpoint: str | None) -> None:
         )
     if checkpoint and find(checkpoint).resolve() == kept[0].resolve():
         raise ConfigError(f"run_dir={run_dir} holds the checkpoint itself, which would be lost; choose another run_dir")
-    for path in [*found, run_dir / SCORES, val_scores(run_dir / SCORES), run_dir / METRICS]:
+    rest = [kept[0].with_name("best.ckpt"), run_dir / SCORES, val_scores(run_dir / SCORES), run_dir / METRICS]
+    for path in [*found, *rest]:
         path.unlink(missing_ok=True)
 
 
@@ -141,6 +143,7 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
     from pytorch_lightning import seed_everything
 
     from skelact.engine.checkpoint import read, restore
+    from skelact.engine.classifier import Trainings, classifies, take_backbone
     from skelact.engine.quiet import quiet
     from skelact.results import write_records
 
@@ -154,11 +157,14 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
     seed_everything(seed, verbose=False)
     datamodule = build_data(config["data"])
     datamodule.setup()  # a missing store, a foreign layout: say so before anything is built
-    if config.get("checkpoint"):
-        method = restore(read(config["checkpoint"]), str(config["checkpoint"]))
+    pretrained = restore(read(config["checkpoint"]), str(config["checkpoint"])) if config.get("checkpoint") else None
+    if pretrained is not None and not classifies(config["protocol"], config["selected"]):
+        method = pretrained
     else:
         method = build(config["method"], "method")
-    fresh = not config.get("checkpoint")
+        if pretrained is not None:
+            take_backbone(method, pretrained, str(config["checkpoint"]))
+    fresh, trained, alone = pretrained is None, False, functools.cache(_alone_again)
     device = pick_device(config["trainer"])
     records: list[Record] = []
     loggers: list[Any] = []
@@ -167,10 +173,10 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
         loggers = _loggers(config, run_dir)
         if first:
             _announce(config, datamodule, method, run_dir, device)
-        for name in _plan(config):
+        for number, name in enumerate(_plan(config)):
             protocol = build(_node(config, name), f"protocol {name}")
             extra: dict[str, Any] = {
-                "checkpoint": _checkpoint_name(config, run_dir),
+                "checkpoint": _checkpoint_name(config, run_dir, trained),
                 "scores": run_dir / SCORES,
                 "run_dir": run_dir,
                 "loggers": loggers,
@@ -178,15 +184,23 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
                 "untrained": lambda seed: untrained(config, seed),
                 "encoder": "untrained" if fresh else "pretrained",
             }
-            if getattr(protocol, "trains", False):
-                trainer = make_trainer(config, datamodule, method, loggers, run_dir)
-                extra |= {"trainer": trainer, "ckpt_path": _continue(config, trainer, datamodule, loggers)}
+            data = datamodule
+            if getattr(protocol, "classifies", False):
+                source = method if number else pretrained
+                extra |= {"alone": alone, "pretrained": source, "subject": source and type(source).__name__.lower()}
+                extra["train"] = Trainings(config, name, protocol, datamodule, source, device)
+                extra["source"] = _source(config)
+                data = datamodule if number else datamodule.variant(**config["training_data"])
+            # the classifiers of a later protocol have trainers and directories of their own
+            if getattr(protocol, "trains", False) and not (number and "train" in extra):
+                trainer = make_trainer(config, data, method, loggers, run_dir)
+                extra |= {"trainer": trainer, "ckpt_path": _continue(config, trainer, data, loggers)}
             else:
                 method.eval().to(device)
-            records += protocol.run(method, datamodule, seed=seed, **_accepted(protocol.run, extra))
-            if "trainer" in extra and not _alone_again():
+            records += protocol.run(method, data, seed=seed, **_accepted(protocol.run, extra))
+            if "trainer" in extra and not alone():
                 return []
-            fresh = fresh and "trainer" not in extra
+            fresh, trained = fresh and "trainer" not in extra, trained or "trainer" in extra
             write_records(run_dir / RESULTS, records)
         _log_results(loggers, records, run_dir, method, datamodule)
         status = "success"
@@ -227,9 +241,19 @@ def _alone_again() -> bool:
     return leave_group() if is_rank() else True
 
 
-def _checkpoint_name(config: Mapping[str, Any], run_dir: Path) -> str | None:
-    last = run_dir / "checkpoints" / "last.ckpt"
-    return str(config["checkpoint"]) if config.get("checkpoint") else str(last) if last.exists() else None
+def _checkpoint_name(config: Mapping[str, Any], run_dir: Path, trained: bool) -> str | None:
+    """Where the method's weights lie: once the run has trained it, in the run itself."""
+    if config.get("checkpoint") and not trained:
+        return str(config["checkpoint"])
+    files = ("best.ckpt", "last.ckpt") if (config.get("callbacks") or {}).get("best_epoch") else ("last.ckpt",)
+    paths = [run_dir / "checkpoints" / file for file in files]
+    return next((str(path) for path in paths if path.exists()), None)
+
+
+def _source(config: Mapping[str, Any]) -> str:
+    """Dataset and split that the weights come from, in words."""
+    data = config.get("source") or config["data"]
+    return f"{data['name']} {data['split']}"
 
 
 def pick_device(trainer: Mapping[str, Any]) -> Any:

@@ -57,7 +57,9 @@ def freeze(cfg: DictConfig, overrides: Sequence[str] = (), choices: Mapping[str,
     assert isinstance(container, dict)
     frozen: dict[str, Any] = {str(key): value for key, value in container.items()}
     _check(frozen)
-    return frozen
+    from skelact.engine.classifier import prepare
+
+    return prepare(frozen, keys_of(overrides))
 
 
 @contextlib.contextmanager
@@ -105,10 +107,17 @@ def inherit(cfg: DictConfig, overrides: Sequence[str]) -> None:
         for key, value in values.items():
             OmegaConf.update(cfg, key, value, force_add=True)
     complete_from_card(cfg)
-    _check_layout(cfg, card)
+    _check_layout(cfg, card, "data.layout" in keys)
+    cfg.source = {key: given["data"].get(key) for key in ("name", "split")} | {"fingerprint": card.get("fingerprint")}
 
 
-def _check_layout(cfg: DictConfig, card: Mapping[str, Any]) -> None:
+def _check_layout(cfg: DictConfig, card: Mapping[str, Any], given: bool) -> None:
+    """Have the joints of other data converted to the checkpoint's layout, where there is a conversion.
+
+    Raises:
+        ConfigError: there is none, or the command line wants yet another layout.
+    """
+    from skelact.skeleton.convert import list_conversions
     from skelact.skeleton.layouts import Layout, get_layout
 
     trained = Layout.from_dict(card["layout"])
@@ -117,10 +126,13 @@ def _check_layout(cfg: DictConfig, card: Mapping[str, Any]) -> None:
         return
     named: Any = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
     layout = get_layout(named)
-    if layout.joints != trained.joints:
+    if not given and (layout.name, trained.name) in list_conversions():
+        cfg.data.layout = trained.name
+    elif layout.joints != trained.joints:
+        advice = f"have them converted with data.layout={trained.name}" if given else "there is no conversion for them"
         raise ConfigError(
             f"checkpoint {cfg.checkpoint} was trained on layout {trained.name} ({trained.num_joints} joints), the data "
-            f"have {layout.name} ({layout.num_joints} joints); have them converted with data.layout={trained.name}"
+            f"have {layout.name} ({layout.num_joints} joints); {advice}"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -28,5 +29,21 @@ def warmup_cosine(optimizer: Optimizer, total: int, warmup: int = 0, final: floa
             return (unit + 1) / (warmup + 1)
         progress = min((unit - warmup) / (total - warmup), 1.0)
         return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)
+
+
+def milestones(optimizer: Optimizer, milestones: Sequence[int], warmup: int = 0, gamma: float = 0.1) -> LambdaLR:
+    """The learning rate times `gamma` from each milestone on, after a linear warm-up.
+
+    Args:
+        optimizer: whose learning rates are scaled.
+        milestones: units (epochs or steps, 0-based) at whose start the rate drops.
+        warmup: units of warm-up; unit i of them runs at (i + 1) / warmup of the full rate.
+        gamma: factor of each drop.
+    """
+
+    def factor(unit: int) -> float:
+        return min(1.0, (unit + 1) / warmup if warmup else 1.0) * gamma ** sum(unit >= m for m in milestones)
 
     return LambdaLR(optimizer, factor)

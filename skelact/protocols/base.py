@@ -153,16 +153,13 @@ class Protocol:
                     )
                 )
                 if answer.correct is not None:
-                    _compare(first, "/".join(row_tags(extra)), records[-1], answer.correct, datamodule.groups("test"))
+                    compare(first, "/".join(row_tags(extra)), records[-1], answer.correct, datamodule.groups("test"))
                 for part, values in (("test", answer.scores), ("val", answer.val_scores)):
                     if values is not None:
                         found[part][scores_key(self.name, subject.name, extra)] = values
                 start = time.perf_counter()
-            for part, entries in found.items():
-                if scores is not None and entries:
-                    columns = (datamodule.clip_names(part), datamodule.labels(part))
-                    groups = [str(group) for group in datamodule.groups(part)]
-                    save_scores(scores if part == "test" else val_scores(scores), *columns, entries, groups)
+            if scores is not None:
+                write_scores(scores, datamodule, found)
         return records
 
     def answer(self, subject: Subject, seed: int) -> Iterator[Answer]:
@@ -237,6 +234,17 @@ def val_scores(path: str | Path) -> Path:
     return path.with_stem(f"{path.stem}_val")
 
 
+def write_scores(
+    path: str | Path, datamodule: SkeletonDataModule, found: Mapping[str, Mapping[str, np.ndarray]]
+) -> None:
+    """Add per-clip scores `(N, classes)` by part (test, val) and key to the files at `path` and beside it."""
+    for part, entries in found.items():
+        if entries:
+            groups = [str(group) for group in datamodule.groups(part)]
+            file = Path(path) if part == "test" else val_scores(path)
+            save_scores(file, datamodule.clip_names(part), datamodule.labels(part), entries, groups)
+
+
 def summarise(
     values: dict[str, np.ndarray], groups: np.ndarray | None = None, estimates: dict[str, np.ndarray] | None = None
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]], dict[str, Any]]:
@@ -269,7 +277,7 @@ def summarise(
     return metrics, ci95, extra
 
 
-def _compare(
+def compare(
     first: dict[str, tuple[Record, np.ndarray]], tag: str, record: Record, correct: np.ndarray, groups: np.ndarray
 ) -> None:
     """Add the paired difference to the first subject's record: same clips, same label lists, same head seeds."""

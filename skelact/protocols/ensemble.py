@@ -139,9 +139,7 @@ def _only(scores: Scores, key: str) -> Scores:
 
 def _own_key(path: Path, scores: Scores) -> str:
     """The run's own method with all labels; of several such, the only one that is not a retrieval."""
-    own = [
-        key for key in scores.scores if key.endswith("/all") and "(untrained)" not in key and "/raw pose/" not in key
-    ]
+    own = [key for key in scores.scores if key.endswith("/all") and "(untrained)" not in key and "/raw pose" not in key]
     trained = [key for key in own if not key.startswith("retrieval/")]
     for found in (trained, own):
         if len(found) == 1:

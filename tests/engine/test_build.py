@@ -40,6 +40,40 @@ def test_arguments_that_do_not_fit_are_named():
         build({"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 2, "widht": 3}, "method")
 
 
+class Base:
+    def __init__(self, width=1):
+        self.width = width
+
+
+class Handing(Base):
+    """Hands what it does not know itself on to its base."""
+
+    def __init__(self, depth=1, **options):
+        super().__init__(**options)
+
+
+class Broken(Base):
+    """Its own mistake, which no config can mend."""
+
+    def __init__(self, width=1):
+        super().__init__(widht=width)
+
+
+class Clumsy:
+    def __init__(self, widht=1):
+        Base(widht=widht)
+
+
+def test_arguments_that_a_base_class_does_not_know_are_named(monkeypatch):
+    monkeypatch.setenv("SKELACT_TARGETS", __name__)
+    assert build({"_target_": f"{__name__}.Handing", "width": 3}).width == 3
+    with pytest.raises(SkelactError, match=rf"method \({__name__}.Handing\): Base.__init__\(\).*'widht'"):
+        build({"_target_": f"{__name__}.Handing", "widht": 3}, "method")
+    for name, options in (("Broken", {}), ("Clumsy", {"widht": 3})):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'widht'"):
+            build({"_target_": f"{__name__}.{name}", **options})
+
+
 def test_lists_arrive_plain_and_partials_are_factories():
     factory = build({"_target_": "torch.optim.Adam", "_partial_": True, "lr": 0.5})
     assert factory(torch.nn.Linear(1, 1).parameters()).defaults["lr"] == 0.5

@@ -1,0 +1,49 @@
+"""Keep the weights of the epoch that is best on the validation part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+
+class BestEpoch(pl.Callback):
+    """Writes `checkpoints/best.ckpt` whenever `val/top1` has grown, or is equal at a smaller `val/loss`.
+
+    `checkpoints/last.ckpt` stays what it is: the state from which a run is continued.
+    """
+
+    def __init__(self) -> None:
+        self.epoch: int | None = None
+        self.top1, self.loss = -1.0, float("inf")
+
+    def path(self, trainer: pl.Trainer) -> Path:
+        """Where the checkpoint goes."""
+        return Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run stopped at an epoch's end wrote its last checkpoint before that epoch was judged: the best tells."""
+        path = self.path(trainer)
+        if trainer.global_step and path.exists():
+            best = torch.load(path, map_location="cpu", weights_only=True)
+            if best["global_step"] <= trainer.global_step:
+                self.load_state_dict(best["callbacks"][self.state_key])
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compare, and save."""
+        if trainer.sanity_checking or "val/top1" not in trainer.callback_metrics:
+            return
+        top1, loss = (float(trainer.callback_metrics[name]) for name in ("val/top1", "val/loss"))
+        if (top1, -loss) > (self.top1, -self.loss):
+            self.epoch, self.top1, self.loss = int(trainer.current_epoch), top1, loss
+            trainer.save_checkpoint(self.path(trainer))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a continued run must know."""
+        return {"epoch": self.epoch, "top1": self.top1, "loss": self.loss}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See :meth:`state_dict`."""
+        self.epoch, self.top1, self.loss = state_dict["epoch"], state_dict["top1"], state_dict["loss"]

@@ -1,0 +1,197 @@
+"""Supervised classification: a backbone and a linear head, trained from scratch or from pretrained weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from skelact.backbones.base import Encoder
+from skelact.clips import RaggedClips
+from skelact.errors import SkelactError
+from skelact.methods.base import Method
+from skelact.objectives import all_reduce, world_size
+
+UNLABELLED = -1
+
+
+class Switches(TypedDict):
+    """Options whose default depends on the preset."""
+
+    mode: str
+    use_mask: bool
+
+
+PRESETS: dict[str, Switches] = {
+    "as_released": {"mode": "eval", "use_mask": False},
+    "corrected": {"mode": "train", "use_mask": True},
+}
+"""`as_released`: the fine-tuning and few-label loops of AimCLR's family call `eval()` before they train."""
+
+
+class Supervised(Method):
+    """Cross-entropy on the logits of a linear head.
+
+    A backbone of stacked trunks (one feature a stream) gets a head for each stream, whose logits are summed or averaged
+    over the streams given; any other gets one head on its feature.
+
+    Args:
+        backbone: the encoder.
+        layout: joint layout of the views.
+        sampler: evaluation sampling.
+        num_classes: number of classes.
+        augment: makes the one training view of a clip.
+        streams: what is classified; None: all that the backbone reads.
+        optimizer: factory.
+        scheduler: factory.
+        fusion: of streams with heads of their own: `sum` (3s-CACA) or `mean` (CrosSCLR).
+        dropout: on the features before the head.
+        label_smoothing: of the training loss.
+        head_init: standard deviation of the head's normal weights, biases zero; None: as nn.Linear.
+        head_only: train the head alone, on a backbone in evaluation mode.
+        mode: `train`, or `eval`: statistics of batch normalisation stay as they are and dropout is off while all
+            weights are trained; None: by the preset.
+        preset: `corrected`, or `as_released` for the published code's behaviour; fills options that are None.
+        use_mask: see :class:`Method`.
+        scheduler_interval: see :class:`Method`.
+        exclude_from_decay: see :class:`Method`.
+        seed: seed of the training views.
+
+    Raises:
+        SkelactError: an option that is none of those named.
+    """
+
+    def __init__(
+        self,
+        backbone: Encoder,
+        layout: str | Mapping[str, Any],
+        sampler: nn.Module,
+        num_classes: int,
+        augment: nn.Module | None = None,
+        streams: Sequence[str] | None = None,
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[[Optimizer], Any] | None = None,
+        fusion: Literal["sum", "mean"] = "sum",
+        dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+        head_init: float | None = 0.02,
+        head_only: bool = False,
+        mode: Literal["train", "eval"] | None = None,
+        preset: Literal["as_released", "corrected"] = "corrected",
+        use_mask: bool | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        exclude_from_decay: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if preset not in PRESETS:
+            raise SkelactError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        if fusion not in ("sum", "mean"):
+            raise SkelactError(f"fusion={fusion} is neither sum nor mean")
+        if mode not in (None, "train", "eval"):
+            raise SkelactError(f"mode={mode} is neither train nor eval")
+        if num_classes < 2:
+            raise SkelactError(f"num_classes={num_classes}: a classifier needs at least two")
+        super().__init__(
+            backbone,
+            layout,
+            backbone.streams if streams is None else streams,
+            sampler,
+            augment,
+            optimizer,
+            scheduler,
+            scheduler_interval,
+            exclude_from_decay,
+            use_mask=PRESETS[preset]["use_mask"] if use_mask is None else use_mask,
+            seed=seed,
+        )
+        self.num_classes, self.fusion, self.label_smoothing = int(num_classes), fusion, label_smoothing
+        self.mode, self.head_only, self.preset = mode or PRESETS[preset]["mode"], head_only, preset
+        names = self.streams if backbone.stacked else ("all",)
+        width = backbone.num_features // (len(backbone.streams) if backbone.stacked else 1)
+        self.heads = nn.ModuleDict({name: nn.Linear(width, self.num_classes) for name in names})
+        self.dropout = nn.Dropout(dropout)
+        if head_init is not None:
+            for parameter in self.heads.parameters():
+                nn.init.normal_(parameter, 0.0, head_init) if parameter.ndim > 1 else nn.init.zeros_(parameter)
+        if head_only:
+            backbone.requires_grad_(False)
+        self._seen: Tensor | None = None
+        self.train()
+
+    def train(self, mode: bool = True) -> Supervised:
+        """Training mode, but for what `mode` and `head_only` keep in evaluation mode."""
+        super().train(mode)
+        if mode and self.mode == "eval":
+            for module in self.children():
+                module.eval()
+        elif mode and self.head_only:
+            self.backbone.eval()
+        return self
+
+    def logits(self, views: Tensor, streams: Sequence[str] | None = None, mask: Tensor | None = None) -> Tensor:
+        """Class scores `(N, num_classes)`; only the given streams contribute.
+
+        Args:
+            views: joint views `(N, M, T, V, C)`.
+            streams: any non-empty subset of the method's streams; None means all.
+            mask: `(N, M, T, V)` bool, True where observed; None means everywhere.
+        """
+        inputs = self.derive(views, streams, mask)
+        if not self.backbone.stacked:
+            return self.heads["all"](self.dropout(self.backbone.forward_features(inputs, mask)))
+        features: Tensor = self.backbone.forward_streams(inputs, mask)  # type: ignore[operator]
+        given = [name for name in self.backbone.streams if name in inputs]
+        each = torch.stack([self.heads[n](self.dropout(x)) for n, x in zip(given, features, strict=True)])
+        return each.sum(0) if self.fusion == "sum" else each.mean(0)
+
+    def classify(self, batch: RaggedClips, streams: Sequence[str] | None = None) -> Tensor:
+        """Class scores `(N, num_classes)` of a batch: :meth:`sample`, then :meth:`logits`."""
+        views, mask = self.sample(batch)
+        return self.logits(views, streams, mask)
+
+    def on_train_start(self) -> None:
+        """A trainer leaves modules in the mode in which it finds them."""
+        self.train()
+
+    def training_step(self, batch: RaggedClips, batch_idx: int = 0) -> Tensor:
+        """Mean cross-entropy of the labelled clips of the global batch, whatever their shares on the ranks."""
+        ((views, mask),) = self.views(batch)
+        logits = self.logits(views, mask=mask)
+        loss = _cross_entropy(logits, batch.label, self.label_smoothing)
+        seen = all_reduce(_count(logits.detach(), batch.label, loss.detach()))
+        clips = seen[2].clamp_min(1)
+        self.report({"loss": seen[0] / clips, "top1": 100 * seen[1] / clips}, batch_size=len(batch))
+        return loss * world_size() / clips  # gradients are averaged over ranks: undone by their number
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what was counted before."""
+        self._seen = None
+
+    def validation_step(self, batch: RaggedClips, batch_idx: int = 0) -> None:
+        """Count; a rank's share may be empty."""
+        if len(batch):
+            logits = self.classify(batch)
+            seen = _count(logits, batch.label, _cross_entropy(logits, batch.label))
+            self._seen = seen if self._seen is None else self._seen + seen
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all clips of all ranks, each clip once."""
+        seen = all_reduce(torch.zeros(3, device=self.device) if self._seen is None else self._seen)
+        clips = seen[2].clamp_min(1)
+        if self._trainer is not None:
+            self.log_dict({"val/loss": seen[0] / clips, "val/top1": 100 * seen[1] / clips}, sync_dist=True)
+
+
+def _cross_entropy(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Sum over the labelled clips, at least in single precision."""
+    logits = logits.float() if logits.dtype.itemsize < 4 else logits
+    return F.cross_entropy(logits, label, ignore_index=UNLABELLED, reduction="sum", label_smoothing=smoothing)
+
+
+def _count(logits: Tensor, label: Tensor, loss: Tensor) -> Tensor:
+    """Loss, right answers and labelled clips as one tensor `(3,)`."""
+    return torch.stack([loss, (logits.argmax(1) == label).sum().to(loss), (label != UNLABELLED).sum().to(loss)])

@@ -1,0 +1,198 @@
+"""Supervised classification: equal to the released classifiers, and what the modes promise."""
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from skelact.backbones.stgcn import STGCN
+from skelact.backbones.umurl import UmURLEncoder
+from skelact.clips import RaggedClips
+from skelact.errors import SkelactError
+from skelact.methods.supervised import Supervised
+from skelact.transforms.sampling import CenterCrop
+from skelact.transforms.views import ViewMaker
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "aimclr"
+STREAMS = ("joint", "motion", "bone")
+
+
+def names(family, stream):
+    """Prefixes of a stream's trunk and head in the released state."""
+    if family == "caca":
+        return f"online_backbone_{stream}.", f"online_projector_{stream}."
+    trunk = "encoder_q." if stream == "joint" else f"encoder_q_{stream}."
+    return trunk, f"{trunk}fc."
+
+
+@pytest.mark.parametrize(("family", "fusion"), [("caca", "sum"), ("crossclr", "mean")])
+def test_logits_equal_the_released_ones(family, fusion):
+    stored = np.load(GOLDEN / f"{family}_3views_lineval.npz")
+    golden = {key: torch.from_numpy(stored[key]) for key in stored if not key.endswith("__names")}
+    backbone = STGCN("ntu25", streams=STREAMS, hidden=2, num_features=12, strategy="uniform")
+    method = Supervised(backbone, "ntu25", CenterCrop(16), 6, fusion=fusion, preset="as_released")
+    for stream in STREAMS:
+        trunk, head = names(family, stream)
+        state = {k.removeprefix(f"state/{trunk}"): v for k, v in golden.items() if k.startswith(f"state/{trunk}")}
+        backbone.load_trunk_state(stream, state)
+        method.heads[stream].load_state_dict({k: golden[f"state/{head}{k}"] for k in ("weight", "bias")})
+    method = method.double().eval()
+    views = golden["x"].double().permute(0, 4, 2, 3, 1)
+    with torch.no_grad():
+        for stream in STREAMS:
+            torch.testing.assert_close(method.logits(views, [stream]), golden[f"out_{stream}"], rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(method.logits(views), golden["out_all"], rtol=1e-8, atol=1e-8)
+        pair = golden["out_joint"] + golden["out_bone"]
+        found = method.logits(views, ["bone", "joint"])
+        torch.testing.assert_close(found, pair if fusion == "sum" else pair / 2, rtol=1e-8, atol=1e-8)
+
+
+def clips(count=9, classes=3):
+    """Clips of constant poses, one pose a class, with noise."""
+    generator = torch.Generator().manual_seed(1)
+    poses = torch.randn(classes, 1, 1, 20, 3, generator=generator)
+    frames = [poses[i % classes] + 0.1 * torch.randn(10 + i, 1, 20, 3, generator=generator) for i in range(count)]
+    return RaggedClips.pack(frames, label=[i % classes for i in range(count)])
+
+
+def make(kind="stgcn", streams=("joint", "motion"), dropout=0.0, **options):
+    torch.manual_seed(0)
+    if kind == "stgcn":
+        backbone = STGCN("kinect20", 1, streams=streams, hidden=4, num_features=8, dropout=dropout)
+    else:
+        backbone = UmURLEncoder("kinect20", 1, 8, streams=streams, width=16)
+    options.setdefault("optimizer", partial(torch.optim.Adam, lr=1e-2))
+    return Supervised(backbone, "kinect20", CenterCrop(8), 3, ViewMaker(CenterCrop(8)), **options)
+
+
+def step(method, batch, count=1):
+    optimizer = method.configure_optimizers()
+    method.on_train_start()
+    losses = []
+    for _ in range(count):
+        loss = method.training_step(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("options", [{}, {"kind": "umurl"}, {"kind": "umurl", "streams": ("joint",)}])
+def test_learns_separable_clips(options):
+    method, batch = make(**options), clips()
+    losses = step(method, batch, 12)
+    assert losses[0] == pytest.approx(np.log(3), abs=0.1) and losses[-1] < 0.5
+    with torch.no_grad():
+        assert torch.equal(method.classify(batch).argmax(1), batch.label)
+    assert all(p.grad is not None for p in method.parameters())  # or several processes would wait for it
+
+
+def test_eval_mode_freezes_statistics_and_dropout_but_trains_weights():
+    batch = clips()
+    for mode in ("train", "eval"):
+        method = make(dropout=0.5, mode=mode)
+        before = {name: value.clone() for name, value in method.state_dict().items()}
+        method.on_train_start()
+        same = torch.equal(*(method.training_step(batch) for _ in range(2)))
+        step(method, batch)
+        after = method.state_dict()
+        moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+        trained = {name for name, _ in method.named_parameters() if mode == "eval" or name.endswith("weight")}
+        assert trained <= moved  # the gradient of a bias before batch statistics is zero
+        statistics = {name for name in moved if "running" in name or "num_batches" in name}
+        assert (mode == "eval") == same == (not statistics)
+    assert make(preset="as_released").mode == "eval" and make(preset="as_released", mode="train").mode == "train"
+    assert make().mode == "train"
+
+
+def test_only_the_head_is_trained_where_that_is_asked():
+    method = make(dropout=0.5, head_only=True)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    step(method, clips())
+    moved = {name for name, value in method.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {f"heads.{s}.{n}" for s in ("joint", "motion") for n in ("weight", "bias")}
+
+
+def test_unlabelled_clips_do_not_count():
+    method, batch = make(mode="eval"), clips()
+    few = batch.select(torch.arange(6))
+    batch.label[6:] = -1
+    torch.testing.assert_close(method.training_step(batch), method.training_step(few))
+    method.on_validation_epoch_start()
+    for rows in (torch.arange(0), torch.arange(4), torch.arange(4, 9)):
+        method.validation_step(batch.select(rows))
+        method._seen = method._seen if method._seen is None else method._seen.detach()
+    with torch.no_grad():
+        loss = torch.nn.functional.cross_entropy(method.eval().classify(few), few.label)
+    assert method._seen[0] / method._seen[2] == pytest.approx(loss.item(), rel=1e-5) and method._seen[2] == 6
+
+
+def test_smoothing_dropout_and_head_options():
+    batch = clips()
+    smooth = make(label_smoothing=0.2).training_step(batch)
+    assert smooth != make().training_step(batch)
+    dropped = make(mode="train")
+    dropped.dropout.p = 0.9
+    assert dropped.training_step(batch) != dropped.training_step(batch)
+    assert all((head.bias == 0).all() for head in make().heads.values())
+    assert not any((head.bias == 0).all() for head in make(head_init=None).heads.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"fusion": "max"}, "fusion"),
+        ({"mode": "on"}, "mode"),
+        ({"preset": "x"}, "preset"),
+        ({"streams": []}, "streams"),
+    ],
+)
+def test_wrong_options_are_named(options, word):
+    backbone = STGCN("kinect20", 1, hidden=4, num_features=8)
+    with pytest.raises(SkelactError, match=word):
+        Supervised(backbone, "kinect20", CenterCrop(8), 3, **options)
+    with pytest.raises(SkelactError, match="num_classes"):
+        Supervised(backbone, "kinect20", CenterCrop(8), 1)
+
+
+def _rank(rank, folder):
+    torch.set_num_threads(1)  # a forked process must not use the thread pool of its parent
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save(_gradients(_unequal().select(torch.arange(4) + 4 * rank), 2), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def _unequal():
+    """Eight clips, of whose halves one has two labels and the other four."""
+    batch = clips(8)
+    batch.label[:2] = -1
+    return batch
+
+
+def _gradients(batch, world):
+    method = make("umurl").double()
+    made = method.views
+    method.views = lambda clips: [(view.double(), mask) for view, mask in made(clips)]
+    logged = {}
+    method.report = lambda values, batch_size: logged.update(values)
+    method.training_step(batch).backward()
+    gradients = {name: p.grad.clone() for name, p in method.named_parameters()}
+    for gradient in gradients.values():
+        if world > 1:
+            torch.distributed.all_reduce(gradient)
+            gradient /= world
+    return {"logged": logged, "gradients": gradients}
+
+
+@pytest.mark.ddp
+def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
+    torch.multiprocessing.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="fork")  # imports once
+    expected = _gradients(_unequal(), 1)
+    for rank in range(2):
+        ours = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for part in ("logged", "gradients"):
+            for name, value in expected[part].items():
+                torch.testing.assert_close(ours[part][name], value, rtol=1e-9, atol=1e-11, msg=name)
