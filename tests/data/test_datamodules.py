@@ -199,6 +199,20 @@ def test_fit_train_and_val(store):
     assert sorted(int(i) for batch in module.train_dataloader() for i in batch) == module.rows("train+val").tolist()
 
 
+def test_variants_share_frames_and_differ_in_options(store):
+    module = SkeletonDataModule(str(store.path), "xsub", batch_size=1, residence="ram")
+    next(module.batches("train"))
+    few = module.variant(fit="train+val", labels_per_class=1, batch_size=4, validation=False)
+    assert few.size("train+val") == 3 and module.size("train+val") > 3 and few.val_dataloader() == []
+    assert next(few.batches("test")).frames.data_ptr() == next(module.batches("test")).frames.data_ptr()
+    assert len(list(few.train_dataloader())) == 1 and len(list(module.train_dataloader())) == module.size("train")
+    with pytest.raises(SkelactError, match=r"data\.split cannot be changed"):
+        module.variant(split="other")
+    for options in ({"label_rule": "random"}, {"label_rule": "aimclr", "labels_per_class": 1}):
+        with pytest.raises(SkelactError, match="label_rule"):
+            module.variant(**options)
+
+
 @pytest.mark.parametrize("world", [1, 2, 4])
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_global_batches_do_not_depend_on_ranks(world, drop_last):
@@ -233,6 +247,7 @@ def test_evaluation_is_exact_on_any_number_of_ranks(world, count):
         i for rank in range(world) for batch in DealtBatches(np.arange(count), 8, rank, world) for i in batch.tolist()
     ]
     assert sorted(dealt) == list(range(count))
+    assert len({len(DealtBatches(np.arange(count), 8, rank, world)) for rank in range(world)}) == 1
 
 
 def test_batches_that_ranks_cannot_share():
