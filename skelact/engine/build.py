@@ -164,14 +164,29 @@ def check_types(node: Any, where: str = "config") -> None:
 
 
 def _hints(target: Any) -> dict[str, tuple[type, ...]]:
-    """Parameters that take nothing but plain scalars, and which."""
-    function = inspect.getattr_static(target, "__init__") if isinstance(target, type) else target
-    try:
-        hints = get_type_hints(function)
-    except Exception:  # names that exist for type checkers only; then the constructor must speak for itself
-        return {}
+    """Parameters that take nothing but plain scalars, and which; those of base classes too, where a class hands on."""
+    hints: dict[str, Any] = {}
+    for function in reversed(_constructors(target)):
+        try:
+            hints |= get_type_hints(function)
+        except Exception:  # names that exist for type checkers only; then the constructor must speak for itself
+            return {}
     kinds = {key: get_args(hint) or (hint,) for key, hint in hints.items() if key != "return"}
     return {key: some for key, some in kinds.items() if set(some) <= {int, float, bool, str, NoneType}}
+
+
+def _constructors(target: Any) -> list[Any]:
+    """A target's own constructor, then those of its bases for as long as each hands further options on."""
+    if not isinstance(target, type):
+        return [target]
+    found: list[Any] = []
+    for cls in target.__mro__:
+        if "__init__" in vars(cls):
+            found.append(inspect.getattr_static(cls, "__init__"))
+            kinds = {p.kind for p in inspect.signature(found[-1]).parameters.values()}
+            if inspect.Parameter.VAR_KEYWORD not in kinds:
+                break
+    return found
 
 
 def _fits(value: Any, wanted: tuple[type, ...]) -> bool:

@@ -41,7 +41,7 @@ def test_arguments_that_do_not_fit_are_named():
 
 
 class Base:
-    def __init__(self, width=1):
+    def __init__(self, width: int = 1):
         self.width = width
 
 
@@ -69,6 +69,8 @@ def test_arguments_that_a_base_class_does_not_know_are_named(monkeypatch):
     assert build({"_target_": f"{__name__}.Handing", "width": 3}).width == 3
     with pytest.raises(SkelactError, match=rf"method \({__name__}.Handing\): Base.__init__\(\).*'widht'"):
         build({"_target_": f"{__name__}.Handing", "widht": 3}, "method")
+    with pytest.raises(SkelactError, match=r"method\.width=wide: must be int, not str"):
+        build({"_target_": f"{__name__}.Handing", "width": "wide"}, "method")
     for name, options in (("Broken", {}), ("Clumsy", {"widht": 3})):
         with pytest.raises(TypeError, match="unexpected keyword argument 'widht'"):
             build({"_target_": f"{__name__}.{name}", **options})
