@@ -77,6 +77,11 @@ class MomentumMethod(Method):
             use_mask=corrected if use_mask is None else use_mask,
             seed=seed,
         )
+        if backbone.stacked and backbone.streams != self.streams:
+            raise SkelactError(
+                f"the backbone has trunks for {list(backbone.streams)}, the method streams {list(self.streams)}: they "
+                f"must be the same, in the same order (backbone.streams=${{method.streams}})"
+            )
         self.preset = preset
         self.synchronised = corrected if sync_momentum_after_init is None else sync_momentum_after_init
 

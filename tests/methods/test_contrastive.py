@@ -253,6 +253,12 @@ def test_wrong_options_are_named(kind, options, words):
         make(kind, **options)
 
 
+def test_trunks_must_be_those_of_the_streams():
+    backbone = STGCN("ntu25", persons=1, streams=("joint", "bone"), hidden=2, num_features=8)
+    with pytest.raises(SkelactError, match="in the same order"):
+        SkeletonCLR(backbone, "ntu25", CenterCrop(frames=8), streams=("bone", "joint"))
+
+
 def test_cmal_is_consistency_and_self_distillation():
     """-D(p, t) / 2 = D(-p, t) / 2 - 2, so the published loss equals attraction plus predicting the negated target."""
     method = make("cmal")
