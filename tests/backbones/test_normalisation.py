@@ -44,7 +44,7 @@ def layers(rank, counts):
             y = module[0](x.split(counts, 1)[rank])
             y = norm(y[0])[None] if streams is None else norm(y, streams)
             x = x.square()
-        found[name] = trained(module, global_mean((y * scale).sin()), y.transpose(0, 1))
+        found[name] = trained(module, global_mean((y * scale).sin().transpose(1, 2)).mean(), y.transpose(0, 1))
     return found
 
 
@@ -66,7 +66,9 @@ def trunks(rank, counts):
                 out = model(given, mask)
                 maps = model.feature_map({"joint": x[0]}, mask)
                 dropped = attention_drop(maps[0].flatten(0, 1), keep=0.67).view_as(maps)
-                loss = global_mean(out.sin().sum(1)) + global_mean(model.pool(dropped, mask).sin())
+                loss = (
+                    global_mean(out.sin().sum(1)) + global_mean(model.pool(dropped, mask).sin().transpose(1, 2)).mean()
+                )
                 found[f"{form}, {absent}, {frames}"] = trained(model, loss, torch.cat([out, maps[0].flatten(1)], 1))
     return found
 

@@ -50,7 +50,7 @@ def test_a_checkpoint_decides_its_method(skelact_run, trained, override, capsys)
 def test_data_of_another_layout_are_refused_with_advice(skelact_run, trained, capsys):
     assert skelact_run(f"checkpoint={trained}", "protocol=linear", "data=hdm05", tiny=False) == 2
     text = capsys.readouterr().err
-    assert "stick" in text and "hdm05_31" in text and "data.layout=stick" in text
+    assert "stick" in text and "hdm05_31" in text and "no conversion" in text
 
 
 def test_protocol_options_can_be_given_both_ways(skelact_run, tmp_path):
