@@ -255,7 +255,10 @@ class AimCLR(SkeletonCLR):
         **options: Any,
     ) -> None:
         if not isinstance(backbone, STGCN):
-            raise SkelactError(f"AimCLR drops entries of ST-GCN's last feature map; {type(backbone).__name__} has none")
+            raise SkelactError(
+                f"AimCLR drops entries of ST-GCN's last feature map, and {type(backbone).__name__} has none: "
+                f"take backbone=stgcn"
+            )
         if attention_drop not in ("fixed", "first_release"):
             raise SkelactError(f"attention_drop must be fixed or first_release, got {attention_drop!r}")
         super().__init__(backbone, layout, sampler, **options)
