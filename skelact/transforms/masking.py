@@ -58,8 +58,8 @@ def agpm(
         importance, uniform = importance.flatten(2), uniform.flatten(2)
     elif group == "joint_batch":
         importance, uniform, valid = (x.movedim(3, 0).flatten(1) for x in (importance, uniform, valid))
-    odds = (importance / (temperature * importance.amax(-1, keepdim=True) + 1e-10)).softmax(-1)
-    scores = odds.log() - torch.log(-torch.log(uniform + 1e-10) + 1e-10)
+    log_p = (importance / (temperature * importance.amax(-1, keepdim=True) + 1e-10)).log_softmax(-1)
+    scores = log_p - torch.log(-torch.log(uniform + 1e-10) + 1e-10)
     if group == "block":
         scores, valid = scores.flatten(), valid.flatten()
     if whole:  # the number of candidates stays on the device
