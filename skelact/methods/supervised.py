@@ -142,6 +142,9 @@ class Supervised(Method):
                 nn.init.normal_(parameter, 0.0, head_init) if parameter.ndim > 1 else nn.init.zeros_(parameter)
         if head_only:
             backbone.requires_grad_(False)
+        token = getattr(backbone, "mask_token", None)
+        if isinstance(token, nn.Parameter):
+            token.requires_grad_(False)  # nothing is masked, and ranks would wait for its gradient
         self._seen: Tensor | None = None
         self.train()
 
@@ -211,8 +214,8 @@ class Supervised(Method):
         """Mean cross-entropy of the labelled clips of the global batch, whatever their shares on the ranks."""
         (views, mask), *_ = self.views(batch)
         logits = self.logits(views, mask=mask)
-        loss = _cross_entropy(logits, batch.label, self.label_smoothing)
-        seen = all_reduce(_count(logits.detach(), batch.label, loss.detach()))
+        loss = cross_entropy_sum(logits, batch.label, self.label_smoothing)
+        seen = all_reduce(count_correct(logits.detach(), batch.label, loss.detach()))
         clips = seen[2].clamp_min(1)
         self.report({"loss": seen[0] / clips, "top1": 100 * seen[1] / clips}, batch_size=len(batch))
         return loss * world_size() / clips  # gradients are averaged over ranks: undone by their number
@@ -225,7 +228,7 @@ class Supervised(Method):
         """Count; a rank's share may be empty."""
         if len(batch):
             logits = self.classify(batch)
-            seen = _count(logits, batch.label, _cross_entropy(logits, batch.label))
+            seen = count_correct(logits, batch.label, cross_entropy_sum(logits, batch.label))
             self._seen = seen if self._seen is None else self._seen + seen
 
     def on_validation_epoch_end(self) -> None:
@@ -236,12 +239,12 @@ class Supervised(Method):
             self.log_dict({"val/loss": seen[0] / clips, "val/top1": 100 * seen[1] / clips}, sync_dist=True)
 
 
-def _cross_entropy(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
+def cross_entropy_sum(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
     """Sum over the labelled clips, at least in single precision."""
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
     return F.cross_entropy(logits, label, ignore_index=UNLABELLED, reduction="sum", label_smoothing=smoothing)
 
 
-def _count(logits: Tensor, label: Tensor, loss: Tensor) -> Tensor:
+def count_correct(logits: Tensor, label: Tensor, loss: Tensor) -> Tensor:
     """Loss, right answers and labelled clips as one tensor `(3,)`."""
     return torch.stack([loss, (logits.argmax(1) == label).sum().to(loss), (label != UNLABELLED).sum().to(loss)])
