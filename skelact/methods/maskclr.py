@@ -160,7 +160,8 @@ class MaskCLR(Supervised):
             )
         if not 0 < ratio < 1 or mask_temperature <= 0:
             raise SkelactError(f"ratio={ratio} must lie between 0 and 1, mask_temperature={mask_temperature} above 0")
-        self.switches = cast(Switches, PRESETS[preset] | {k: v for k, v in given.items() if v is not None})  # type: ignore[operator]
+        chosen = {key: given[key] for key in PRESETS[preset] if given[key] is not None}
+        self.switches = cast(Switches, {**PRESETS[preset], **chosen})
         super().__init__(backbone, layout, sampler, num_classes, head="action", preset="corrected", **options)
         self.preset, self.msk_path_start_epoch = preset, msk_path_start_epoch
         self.ratio, self.mask_temperature, self.threshold = ratio, mask_temperature, threshold
@@ -168,8 +169,10 @@ class MaskCLR(Supervised):
         of_samples = self.switches["class_loss"] in ("supcon", "rowmax")
         self.class_temperature = class_temperature or (0.07 if of_samples else 0.5)
         self.bn_update_on_masked = bn_update_on_masked
-        self.token_trains = self.masks and not self.zeroes and not self.head_only
-        backbone.mask_token.requires_grad_(self.token_trains)
+        # the mask token is trained by the masked pathway alone, so that it idles before
+        self.token_idles = self.masks and not self.zeroes and not self.head_only and backbone.unobserved == "zero"
+        if self.token_idles:
+            backbone.mask_token.requires_grad_(True)
         kind, remembers = self.switches["class_loss"], class_momentum > 0
         if remembers and (kind != "class_mean" or self.switches["second_view"] == "both"):
             raise SkelactError("class_momentum belongs to class_loss=class_mean with one second view")
@@ -221,11 +224,13 @@ class MaskCLR(Supervised):
         Returns:
             Hidden features `(N, H)`, and importances `(N, M, T, V)` without gradient or None.
         """
-        rows, replaced = people.rows, None
+        rows, replaced = people.rows, people.unobserved
         if masked is not None:
-            replaced = masked[people.clip, people.slot]
+            away = masked[people.clip, people.slot]
             if self.zeroes:
-                rows, replaced = rows.masked_fill(replaced[..., None], 0), None
+                rows = rows.masked_fill(away[..., None], 0)
+            else:
+                replaced = away if replaced is None else away | replaced
         backbone = cast(TokenEncoder, self.backbone)
         tokens, attention = backbone.represent(rows, replaced, importance)
         hidden = self.head.hidden(self.dropout(backbone.pool(tokens, people)), track)
@@ -318,9 +323,8 @@ class MaskCLR(Supervised):
         """The full loss, or before the second pathway begins that of :class:`Supervised`."""
         if not self.contrasting:
             loss = super().training_step(batch, batch_idx)
-            # DDP waits for a gradient of each parameter
-            idle = self.token_trains and world_size() > 1
-            return loss + 0 * self.backbone.mask_token.sum() if idle else loss  # type: ignore[operator, union-attr]
+            idle = self.token_idles and world_size() > 1  # DDP waits for a gradient of each parameter
+            return loss + 0 * self.backbone.mask_token.sum() if idle else loss  # type: ignore[operator]
         draws = Draws(self.seed, self.current_epoch, batch.index)
         loss, values = self.objective(self.views(batch), batch.label, draws)
         self.report(values, batch_size=len(batch))
@@ -328,20 +332,20 @@ class MaskCLR(Supervised):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """A mask token that was not used does not decay."""
-        if not self.contrasting:
-            self.backbone.mask_token.grad = None  # type: ignore[union-attr]
+        if self.token_idles and not self.contrasting:
+            self.backbone.mask_token.grad = None
 
     @torch.no_grad()
     def importance(self, views: Tensor, mask: Tensor | None = None) -> Tensor:
-        """How much attention each joint receives, `(N, M, T, V)`, zeros for people who do not count.
+        """How much attention each joint receives, `(N, M, T, V)`, zeros where nobody is encoded.
 
         Args:
             views: joint views `(N, M, T, V, C)`.
             mask: `(N, M, T, V)` bool, True where observed; None means everywhere.
         """
         people = self.people(views, mask)
-        _, attention = self.backbone.represent(people.rows, importance=True)  # type: ignore[operator]
-        return people.unpack(attention)
+        _, attention = cast(TokenEncoder, self.backbone).represent(people.rows, people.unobserved, importance=True)
+        return people.unpack(cast(Tensor, attention))
 
     @torch.no_grad()
     def pathways(self, views: Tensor, mask: Tensor | None, draws: Draws) -> dict[str, Tensor]:

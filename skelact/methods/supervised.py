@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from skelact.backbones.base import Encoder
+from skelact.backbones.tokens import TokenEncoder
 from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
 from skelact.methods.base import Method
@@ -142,9 +143,8 @@ class Supervised(Method):
                 nn.init.normal_(parameter, 0.0, head_init) if parameter.ndim > 1 else nn.init.zeros_(parameter)
         if head_only:
             backbone.requires_grad_(False)
-        token = getattr(backbone, "mask_token", None)
-        if isinstance(token, nn.Parameter):
-            token.requires_grad_(False)  # nothing is masked, and ranks would wait for its gradient
+        if isinstance(backbone, TokenEncoder) and backbone.unobserved == "zero":
+            backbone.mask_token.requires_grad_(False)  # nothing is masked, and ranks would wait for its gradient
         self._seen: Tensor | None = None
         self.train()
 

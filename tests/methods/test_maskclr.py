@@ -83,8 +83,10 @@ KINDS = {
     "c2, tcl": {"preset": "as_released_c2", "sample_loss": "targeted", "class_loss": "tcl"},
     "c1": {"preset": "as_released_c1", "absent": "count"},
     "both views, packed": {"second_view": "both", "pack": "always", "bn_update_on_masked": False},
-    "targeted, class means": {"masking": "targeted", "class_loss": "class_mean", "class_momentum": 0.9},
-}
+    "targeted, class means": {
+        "masking": "targeted", "threshold": 0.6, "class_loss": "class_mean", "class_momentum": 0.9,
+    },
+}  # fmt: skip
 
 
 def _train(rank, counts):
@@ -104,7 +106,11 @@ def test_two_processes_are_one(on_ranks):
             torch.testing.assert_close(ours[kind]["logged"], expected["logged"], rtol=1e-5, atol=1e-6, msg=kind)
             for name, value in expected["state"].items():
                 torch.testing.assert_close(
-                    ours[kind]["state"][name], value, rtol=1e-7, atol=1e-8, msg=lambda m, k=kind, n=name: f"{k}, {n}: {m}"
+                    ours[kind]["state"][name],
+                    value,
+                    rtol=1e-7,
+                    atol=1e-8,
+                    msg=lambda m, k=kind, n=name: f"{k}, {n}: {m}",
                 )
 
 
@@ -135,7 +141,7 @@ def test_learns(kind):
     key = "loss" if kind == "warm-up" else "ce"
     assert values[-1][key] < values[0][key] and torch.stack(logged).isfinite().all()
     moved = {name for name, value in method.named_parameters() if not torch.equal(value, before[name])}
-    tokens = {"backbone.mask_token"} if method.token_trains and kind != "warm-up" else set()
+    tokens = {"backbone.mask_token"} if method.token_idles and kind != "warm-up" else set()
     assert {name for name in before if name != "backbone.mask_token"} | tokens >= moved >= tokens
     assert "heads.all.fc1.weight" in moved and any(name.startswith("backbone.") for name in moved)
 
@@ -149,7 +155,6 @@ def test_absent_people_are_not_masked_and_do_not_matter():
         chosen = method.mask(method.importance(views, mask), people, draws)
         away = ~mask.flatten(2).any(2)
         assert away.any() and not chosen[away].any() and chosen[~away].any()
-        assert (method.importance(views, mask)[away] == 0).all() or options
         expected = method.pathways(views, mask, draws)
         noise = torch.where(mask[..., None], views, torch.randn_like(views))
         packed = make(pack="always", **options).eval()

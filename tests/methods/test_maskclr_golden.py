@@ -24,7 +24,8 @@ def load(name):
 def fill(method, golden, prefix):
     """Take the weights of a released state, whose names begin with `prefix`."""
     state = {key.removeprefix(prefix): value for key, value in golden.items() if key.startswith(prefix)}
-    method.backbone.load_released_state({k.removeprefix("backbone."): v for k, v in state.items() if "backbone." in k})
+    own = method.backbone.state_dict()
+    method.backbone.load_state_dict({key: state.get(f"backbone.{key}", value) for key, value in own.items()})
     names = {"fc1": "fc1", "norm": "bn", "fc2": "fc2"}
     ours = method.head.state_dict()
     for key in ours:
@@ -123,9 +124,11 @@ def test_a_step_equals_the_released_one(mode):
     else:
         loss, logged = method.objective([(golden["x"], None)], labels, draws)
         for name in ("sc", "cc"):
-            torch.testing.assert_close(logged[name].double(), golden[f"{mode}.loss_{name}"], rtol=0, atol=2e-7)
+            expected = golden[f"{mode}.loss_{name}"]  # the targeted class term is single precision there
+            single = expected.dtype == torch.float32
+            torch.testing.assert_close(logged[name].to(expected), expected, rtol=0, atol=1e-6 if single else 2e-7)
     torch.testing.assert_close(logged["ce"], golden[f"{mode}.loss_ce"], rtol=0, atol=2e-7)
-    torch.testing.assert_close(loss, golden[f"{mode}.loss_total"], rtol=0, atol=2e-7)
+    torch.testing.assert_close(loss, golden[f"{mode}.loss_total"], rtol=0, atol=1e-6 if mode == "tcl" else 2e-7)
     loss.backward()
     gradients = {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
     assert ("backbone.mask_token" in gradients) == (mode != "warmup")
@@ -134,7 +137,7 @@ def test_a_step_equals_the_released_one(mode):
         found = sorted(float(g.norm()) for g in gradients.values())
         assert found == pytest.approx(norms, abs=2e-7)
         if mode == "tcl":
-            torch.testing.assert_close(method.memory, golden["tcl.tp_out"], rtol=0, atol=2e-7)
+            torch.testing.assert_close(method.memory, golden["tcl.tp_out"], rtol=0, atol=1e-6)
         return
     expected = {f"g.{key.removeprefix(f'{mode}.grad.model.')}": golden[key] for key in golden if f"{mode}.grad." in key}
     zeros = {f"g.{key.removeprefix('sd0.model.')}": torch.zeros_like(golden[key]) for key in golden if "sd0." in key}
