@@ -50,7 +50,7 @@ def received(q: Tensor, k: Tensor) -> Tensor:
     """
     b, h, s, d = k.shape
     total = q.new_zeros(b, h, s)
-    for rows in q.split(max(RECEIVED_AT_ONCE // (b * h * s), 1), dim=2):
+    for rows in q.split(max(RECEIVED_AT_ONCE // max(b * h * s, 1), 1), dim=2):
         total += (rows @ k.transpose(-1, -2) * d**-0.5).softmax(-1).sum(2)
     return total
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from skelact.backbones.attention import Attention, Mlp, drop_path
 from skelact.backbones.tokens import TokenEncoder
-from skelact.errors import SkelactError
 from skelact.skeleton.layouts import Layout
 
 
@@ -94,9 +93,10 @@ class DSTformer(TokenEncoder):
         pack: Literal["eval", "always", "never"] = "eval",
         unobserved: Literal["zero", "token"] = "zero",
     ) -> None:
-        super().__init__(layout, channels, streams, width, token_features, dropout, absent, pack, unobserved)
-        self.max_frames, self.adaptive_fusion = max_frames, adaptive_fusion
-        self.joints_embed = nn.Linear(channels, width)
+        super().__init__(
+            layout, channels, streams, width, token_features, max_frames, dropout, absent, pack, unobserved
+        )
+        self.adaptive_fusion = adaptive_fusion
         self.pos_embed = nn.Parameter(torch.zeros(1, self.joints, width))
         self.temp_embed = nn.Parameter(torch.zeros(1, max_frames, 1, width))
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
@@ -115,8 +115,8 @@ class DSTformer(TokenEncoder):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        for table in (self.pos_embed, self.temp_embed, self.mask_token):
-            nn.init.trunc_normal_(table, std=0.02)
+        for name in sorted(self.no_weight_decay()):
+            nn.init.trunc_normal_(self.get_parameter(name), std=0.02)
         if self.adaptive_fusion:
             for name, value in self.ts_attn.named_parameters():
                 nn.init.constant_(value, 0.5 if name.endswith("bias") else 0.0)
@@ -124,21 +124,8 @@ class DSTformer(TokenEncoder):
     def represent(
         self, x: Tensor, masked: Tensor | None = None, importance: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """See :class:`TokenEncoder`. Importance is the attention received in the spatial stage of the last S-T block.
-
-        Raises:
-            SkelactError: more frames than `max_frames`.
-        """
-        frames = x.shape[1]
-        if frames > self.max_frames:
-            raise SkelactError(
-                f"clips of {frames} frames, but this encoder has positions for {self.max_frames}: "
-                f"set backbone.max_frames={frames}"
-            )
-        h = self.joints_embed(x)
-        if masked is not None:
-            h = torch.where(masked[..., None], self.mask_token.to(h.dtype), h)
-        h = h + self.pos_embed + self.temp_embed[:, :frames]
+        """See :class:`TokenEncoder`. Importance is what the spatial stage of the last S-T block pays attention to."""
+        h = self.embed(x, masked) + self.pos_embed + self.temp_embed[:, : x.shape[1]]
         seen, last = None, len(self.blocks_st) - 1
         for i, (st, ts) in enumerate(zip(self.blocks_st, self.blocks_ts, strict=True)):
             a, received = st(h, importance and i == last)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -63,6 +64,7 @@ class TokenEncoder(Encoder):
         streams: the one stream that is read.
         width: width D of the tokens inside.
         token_features: width R of the tokens that leave.
+        max_frames: the longest clip that it can read.
         dropout: of every element of the tokens before the mean over frames.
         absent: persons who are not there are left out of the mean over persons (`exclude`), or encoded and averaged in
             like any other (`count`, as released).
@@ -82,6 +84,7 @@ class TokenEncoder(Encoder):
         streams: Sequence[str],
         width: int,
         token_features: int,
+        max_frames: int,
         dropout: float,
         absent: Literal["exclude", "count"],
         pack: Literal["eval", "always", "never"],
@@ -100,9 +103,10 @@ class TokenEncoder(Encoder):
                 raise SkelactError(f"{name}: {key}={value} is none of {', '.join(known)}")
         layout = layout if isinstance(layout, Layout) else get_layout(layout)
         self.streams, self.joints, self.channels = tuple(streams), layout.num_joints, channels
-        self.width, self.token_features = width, token_features
+        self.width, self.token_features, self.max_frames = width, token_features, max_frames
         self.num_features = self.joints * token_features
         self.absent, self.pack, self.unobserved = absent, pack, unobserved
+        self.joints_embed = nn.Linear(channels, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.dropout = nn.Dropout(dropout)
 
@@ -120,6 +124,20 @@ class TokenEncoder(Encoder):
             Tokens `(B, T, V, R)` and importance `(B, T, V)` without gradient, or None.
         """
         raise NotImplementedError(f"{type(self).__name__} must define represent")
+
+    def embed(self, x: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Tokens `(B, T, V, D)` without positions of coordinates `(B, T, V, C)`, or of the mask where `masked`.
+
+        Raises:
+            SkelactError: more frames than `max_frames`.
+        """
+        if x.shape[1] > self.max_frames:
+            raise SkelactError(
+                f"clips of {x.shape[1]} frames, but this encoder has positions for {self.max_frames}: "
+                f"set backbone.max_frames={x.shape[1]}"
+            )
+        h: Tensor = self.joints_embed(x)
+        return h if masked is None else torch.where(masked[..., None], self.mask_token.to(h.dtype), h)
 
     def people(self, streams: Mapping[str, Tensor], mask: Tensor | None = None) -> People:
         """Who is encoded, with what weight.
@@ -152,25 +170,21 @@ class TokenEncoder(Encoder):
         return People(rows, place // m, weight, place % m, (n, m), unobserved)
 
     def pool(self, tokens: Tensor, people: People) -> Tensor:
-        """Dropout, mean over frames and (weighted) over persons, joints side by side: `(B, T, V, R)` to `(N, V * R)`."""
+        """Dropout, mean over frames and over persons, joints side by side: `(B, T, V, R)` to `(N, V * R)`."""
         each = self.dropout(tokens).mean(1).flatten(1) * people.weight[:, None]
         return each.new_zeros(people.shape[0], each.shape[1]).index_add(0, people.clip, each)
 
     def forward_features(self, streams: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
         """Feature `(N, V * R)` of one stream; see the base class. Without gradients a few persons at a time."""
         people = self.people(streams, mask)
-        count = len(people.rows)
-        if torch.is_grad_enabled():
-            return self.pool(self.represent(people.rows, people.unobserved)[0], people)
-        budget = TOKENS_AT_ONCE.get(people.rows.device.type, TOKENS_AT_ONCE["other"])
-        step = max(budget // people.rows[0, ..., 0].numel(), 1)
-        total: Tensor | None = None
-        for begin in range(0, count, step):
-            part = people.part(slice(begin, begin + step))
-            pooled = self.pool(self.represent(part.rows, part.unobserved)[0], part)
-            total = pooled if total is None else total.add_(pooled)
-        assert total is not None
-        return total
+        count, frames = people.rows.shape[:2]
+        step = max(count, 1)
+        if not torch.is_grad_enabled():
+            budget = TOKENS_AT_ONCE.get(people.rows.device.type, TOKENS_AT_ONCE["other"])
+            step = max(budget // (frames * self.joints), 1)
+        parts = (people.part(slice(begin, begin + step)) for begin in range(0, max(count, 1), step))
+        pooled = (self.pool(self.represent(part.rows, part.unobserved)[0], part) for part in parts)
+        return functools.reduce(Tensor.add_, pooled)
 
     def _read(self, streams: Mapping[str, Tensor]) -> Tensor:
         (name,) = self.streams
