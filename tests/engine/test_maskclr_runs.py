@@ -10,7 +10,8 @@ from skelact.results import read_records
 TINY = [
     "data=custom", "data.name=tiny", "data.batch_size=8", "frames=8", "protocol=supervised", "protocol.baselines=false",
     "backbone=dstformer", "backbone.width=8", "backbone.token_features=4", "backbone.depth=1", "backbone.num_heads=2",
-    "augment=umurl", "augment.transform.transforms.0.joints=2", "method.head_hidden=8", "method.head_lr=0.01", "method.optimizer.lr=0.001",
+    "augment=umurl", "augment.transform.transforms.0.joints=2", "method.head_hidden=8", "method.head_lr=0.01",
+    "method.optimizer.lr=0.001",
     "callbacks=minimal", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "trainer.max_epochs=3",
 ]  # fmt: skip
 MASKCLR = [*TINY, "method=maskclr", "method.msk_path_start_epoch=1"]
