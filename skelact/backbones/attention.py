@@ -36,8 +36,11 @@ class Attention(nn.Module):
         """
         b, s, g, c = x.shape
         parts = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
-        q, k, v = (F.linear(x, w, bias).view(b, s, g * self.num_heads, -1).transpose(1, 2) for w, bias in parts)
-        given = received(q, k).unflatten(1, (g, -1)).mean(2).transpose(1, 2) if importance else None
+        q, k, v = (
+            F.linear(x, w, bias).view(b, s, g * self.num_heads, c // self.num_heads).transpose(1, 2)
+            for w, bias in parts
+        )
+        given = received(q, k).unflatten(1, (g, self.num_heads)).mean(2).transpose(1, 2) if importance else None
         out = F.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).reshape(b, s, g, c)), given
 

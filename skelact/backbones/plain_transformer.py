@@ -112,12 +112,12 @@ class PlainTransformer(TokenEncoder):
         h = (self.embed(x, masked) + self.pos_embed + self.temp_embed[:, :t]).flatten(1, 2)
         for block in self.blocks:
             h, _ = block(h)
-        h = self.decoder_embed(self.norm(h)).view(*x.shape[:3], -1)
+        h = self.decoder_embed(self.norm(h)).unflatten(1, x.shape[1:3])
         h = (h + self.decoder_pos_embed + self.decoder_temp_embed[:, :t]).flatten(1, 2)
         received, last = None, len(self.decoder_blocks) - 1
         for i, block in enumerate(self.decoder_blocks):
             h, received = block(h, importance and i == last)
-        out = torch.tanh(self.pre_logits["fc"](self.decoder_norm(h))).view(*x.shape[:3], -1)
+        out = torch.tanh(self.pre_logits["fc"](self.decoder_norm(h))).unflatten(1, x.shape[1:3])
         return out, None if received is None else received.view(x.shape[:3])
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:

@@ -155,12 +155,12 @@ class TokenEncoder(Encoder):
         place = torch.arange(n * m, device=x.device)
         rows = x.flatten(0, 1)
         if self.absent == "count":
-            weight = torch.full((n * m,), 1 / m, device=x.device)
+            weight = x.new_full((n * m,), 1 / m)
             return People(rows, place // m, weight, place % m, (n, m), unobserved)
         present = ((x != 0).any(-1) if mask is None else mask).flatten(2).any(2)
         nobody = ~present.any(1)
         present = torch.cat([(present[:, 0] | nobody)[:, None], present[:, 1:]], 1)
-        weight = (present / present.sum(1, keepdim=True)).flatten()
+        weight = (present.to(x.dtype) / present.sum(1, keepdim=True)).flatten()
         if m > 1 and (self.pack == "always" or (self.pack == "eval" and not self.training)):
             place = present.flatten().nonzero()[:, 0]
             rows, weight = rows[place], weight[place]
