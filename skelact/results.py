@@ -217,7 +217,7 @@ def save_scores(
 
 @dataclass(frozen=True)
 class Scores:
-    """Per-clip scores of one run: `names (N,)`, `labels (N,)`, `groups (N,)`, and key -> `(N, classes)` float32 or float16."""
+    """Per-clip scores of one run: `names (N,)`, `labels (N,)`, `groups (N,)`, and key -> `(N, classes)` float."""
 
     names: Array
     labels: Array

@@ -41,7 +41,8 @@ def gather_results(directories: Sequence[str | Path]) -> list[Record]:
 
 
 _SETTING = (
-    "labels", "head", "fill", "suite", "reference", "encoder", "steps", "recipe", "streams", "fusion", "fuse", "space", "temperature", "weights",
+    "labels", "head", "fill", "suite", "reference", "encoder",
+    "steps", "recipe", "streams", "fusion", "fuse", "space", "temperature", "weights",
 )  # fmt: skip
 
 
@@ -188,7 +189,8 @@ def differences(records: Sequence[Record]) -> list[str]:
     for r in _by_labels(records):
         for other, d in r.extra.get("differences", {}).items() if r.extra.get("fusion") != "single" else ():
             low, high = d["ci95"]
-            what = f"labels {r.extra.get('labels', '')}, {d['metric']}"
+            which = f"fill {r.extra['fill']}" if "fill" in r.extra else f"labels {r.extra.get('labels', '')}"
+            what = f"{which}, {d['metric']}"
             who = f"{r.method} {r.extra.get('streams', '')}" if streams else r.method
             lines.append(f"{what}: {who} - {other}: {d['difference']:+.1f} [{low:.1f}, {high:.1f}]")
     return lines
@@ -240,7 +242,7 @@ def _robustness_tables(title: str, records: Sequence[Record]) -> list[Table]:
     """Two tables: clean, mean, worst and errors against the reference; then each corruption's mean over severities."""
     main = _plain_table(title, [_brief(r, corruptions=False) for r in records])
     each = [_brief(r, corruptions=True) for r in records]
-    notes = ["mean over severities ±half of the 95 % interval; single severities: results.json, skelact plot kind=robustness"]
+    notes = ["mean over severities ±half of the 95 % interval; severities: results.json, skelact plot kind=robustness"]
     for reason in dict.fromkeys(reason for r in records for reason in r.extra.get("skipped", {}).values()):
         skipped = dict.fromkeys(n for r in records for n, why in r.extra.get("skipped", {}).items() if why == reason)
         notes.append(f"left out, {reason}: {', '.join(skipped)}")

@@ -265,7 +265,8 @@ class SkeletonDataModule(pl.LightningDataModule):
             part: train, val, test or train+val.
             batch_size: clips a batch; None takes `eval_batch_size`.
             device: where the batches shall be; None leaves them where the data live.
-            change, stored: done to the clips before normalisation, see :meth:`ClipLoader.load`; read from disk.
+            change: done to clips read from disk, before they are normalised, see :meth:`ClipLoader.load`.
+            stored: do it before joints are converted.
         """
         rows = torch.from_numpy(self.rows(part))
         for some in rows.split(batch_size or self.eval_batch_size):

@@ -86,7 +86,7 @@ class Reference:
         file = given if given.suffix == ".json" else run / "results.json"
         found = [r for r in read_records(file) if r.protocol == PROTOCOL and r.extra.get("fill") == "none"]
         if not found:
-            raise SkelactError(f"protocol.reference={path}: {file} has no results of protocol=robustness with fill none")
+            raise SkelactError(f"protocol.reference={path}: {file} has no records of robustness with fill none")
         scores = load_scores(run / "scores.npz") if (run / "scores.npz").exists() else None
         return cls(f"{found[0].method} ({run.name})", file, found[0], scores)
 
@@ -134,8 +134,6 @@ class Reference:
         if set(where) != set(names):
             return None
         rows = [where[name] for name in names]
-        both = [
-            np.mean([each(cell).argmax(1) == labels for cell in scores], 0)[None] * 100.0
-            for each in (lambda c: scores[c], lambda c: self.scores.scores[f"{key}/{c}"][rows])  # type: ignore[union-attr]
-        ]
-        return paired(*both, groups, "top1/mean")
+        own = np.mean([each.argmax(1) == labels for each in scores.values()], 0)
+        other = np.mean([self.scores.entry(f"{key}/{cell}")[rows].argmax(1) == labels for cell in scores], 0)
+        return paired(100.0 * own[None], 100.0 * other[None], groups, "top1/mean")

@@ -16,6 +16,7 @@ from skelact.clips import RaggedClips
 from skelact.data.datamodules import SkeletonDataModule
 from skelact.errors import SkelactError
 from skelact.protocols.base import Answer, Protocol, summarise
+from skelact.protocols.classifier import classifier_name
 from skelact.protocols.features import FeatureTable, Subject, autocast
 from skelact.protocols.linear import LinearProbe, train_heads
 from skelact.protocols.neighbours import search
@@ -101,6 +102,8 @@ class Robustness(Protocol):
         precision: autocast of the encoder.
         cache: keep features of clean training clips in the run directory.
         seed: of the corruptions; not the run's, so that all runs see the same corrupted clips.
+        label: what the method is called in tables, to tell trainings of one method apart; None: by method and, of a
+            classifier, backbone.
 
     Raises:
         SkelactError: an option that is none of those named.
@@ -122,6 +125,7 @@ class Robustness(Protocol):
         precision: str | None = None,
         cache: bool = True,
         seed: int = 0,
+        label: str | None = None,
     ) -> None:
         super().__init__("all", 1, baselines, precision, cache)
         corruptions = [corruptions] if isinstance(corruptions, str) else corruptions
@@ -130,7 +134,7 @@ class Robustness(Protocol):
             unknown = [name for name in given if name not in known]
             if unknown:
                 raise SkelactError(f"protocol.{key}: {unknown[0]} is not known; choose from {', '.join(known)}")
-        if not fills or not severities or corruptions is not None and not corruptions:
+        if not fills or not severities or corruptions == []:
             raise SkelactError("protocol: corruptions, severities and fills need at least one entry each")
         if set(severities) - set(SEVERITIES):
             raise SkelactError(f"protocol.severities={list(severities)}: choose from {', '.join(map(str, SEVERITIES))}")
@@ -140,7 +144,7 @@ class Robustness(Protocol):
         self.reference = None if reference is None else Reference.load(reference)
         self.sigmas = () if noise_sweep is False else SIGMAS if noise_sweep is True else tuple(map(float, noise_sweep))
         self.probe = LinearProbe(recipe, seeds, epochs=epochs, baselines=False)
-        self.seed = int(seed)
+        self.seed, self.label = int(seed), label
 
     @property
     def suite(self) -> str:
@@ -149,7 +153,7 @@ class Robustness(Protocol):
 
     def answers(self, subjects: Iterable[Subject], seed: int) -> Iterator[tuple[Subject, Answer]]:
         """Rows of all subjects, which see every corrupted batch together."""
-        subjects = _without_twin(list(subjects))
+        subjects = self._named(list(subjects))
         datamodule = subjects[0].datamodule
         chosen, skipped = self.choose(datamodule)
         if self.reference is not None:
@@ -177,6 +181,17 @@ class Robustness(Protocol):
             if sweep:
                 yield judge.subject, self._sweep_answer(judge, sweep, datamodule)
 
+    def _named(self, subjects: list[Subject]) -> list[Subject]:
+        """The subjects under their names; of a classifier without its untrained twin, whose head says nothing."""
+        first = subjects[0]
+        if hasattr(first.method, "classify"):
+            subjects = [s for s in subjects if s is first or s.encoder != "untrained"]
+        kind, name = type(first.method).__name__.lower(), classifier_name(first.method)
+        own = self.label or (name if hasattr(first.method, "classify") else kind)
+        for subject in subjects:
+            subject.name = subject.name.replace(kind, own, 1) if subject.encoder != "raw_pose" else subject.name
+        return subjects
+
     def choose(self, datamodule: SkeletonDataModule) -> tuple[dict[str, Corruption], dict[str, str]]:
         """The corruptions that the data allow, and why the others are left out.
 
@@ -187,7 +202,7 @@ class Robustness(Protocol):
         reasons = {name: c.obstacle(datamodule.num_persons, datamodule.num_channels) for name, c in every.items()}
         skipped = {name: reason for name, reason in reasons.items() if reason}
         if len(skipped) == len(every):
-            raise SkelactError(f"protocol.corruptions: none suits the data ({'; '.join(sorted(set(skipped.values())))})")
+            raise SkelactError(f"protocol.corruptions: {'; '.join(sorted(set(skipped.values())))}; choose others")
         return {name: c for name, c in every.items() if name not in skipped}, skipped
 
     def judge(self, subject: Subject, seed: int) -> Judge:
@@ -207,7 +222,7 @@ class Robustness(Protocol):
 
             def classify(batch: RaggedClips) -> Tensor:
                 with autocast(device, self.precision):
-                    return method.classify(batch)[None]
+                    return method.classify(batch)[None]  # type: ignore[operator]
 
             count = sum(p.numel() for p in method.parameters()) - sum(p.numel() for p in method.backbone.parameters())
             judge = Judge(subject, classify, parameters=count, extra={"judge": "own classifier"})
@@ -235,7 +250,8 @@ class Robustness(Protocol):
                 out.append(judge.score(batch).float().cpu())
                 spent = time.perf_counter() - start
                 judge.seconds += spent
-                judge.subject.seconds, judge.subject.clips = judge.subject.seconds + spent, judge.subject.clips + len(batch)
+                judge.subject.seconds += spent
+                judge.subject.clips += len(batch)
         labels = torch.from_numpy(datamodule.labels("test"))
         found = []
         for out in rows:
@@ -315,15 +331,9 @@ class Robustness(Protocol):
         metrics, ci95, more = summarise(values, datamodule.groups("test"))
         extra = {"suite": self.suite, **judge.extra, **more}
         kept = {name: cell.scores for name, cell in sweep.items()}
-        return Answer(
-            metrics, ci95, judge.selection, judge.parameters, cells=kept, protocol="noise_sweep", extra=extra, wall_s=0.0
-        )
-
-
-def _without_twin(subjects: list[Subject]) -> list[Subject]:
-    """A classifier's untrained twin has a head that says nothing; it is left out."""
-    first = subjects[0]
-    return [s for s in subjects if s is first or s.encoder != "untrained" or not hasattr(s.method, "classify")]
+        answer = Answer(metrics, ci95, judge.selection, judge.parameters, cells=kept, extra=extra, wall_s=0.0)
+        answer.protocol = "noise_sweep"
+        return answer
 
 
 def _refuse_metres(datamodule: SkeletonDataModule) -> None:
@@ -336,7 +346,7 @@ def _refuse_metres(datamodule: SkeletonDataModule) -> None:
     if get_layout(datamodule.card["layout"]).dims != 2 or pipeline not in NORMALISED:
         unit = datamodule.card.get("unit")
         raise SkelactError(
-            f"protocol.noise_sweep: its noise is in image coordinates of which the longer side spans [-1, 1] (2D stores of "
-            f"data.pipeline {', '.join(NORMALISED)}), but the unit of {datamodule.name} is {unit!r}; leave it out: the "
-            f"corruptions joint_noise and joint_offset are in units of the body"
+            f"protocol.noise_sweep is noise in image coordinates of which the longer side spans [-1, 1] (2D stores of "
+            f"data.pipeline {', '.join(NORMALISED)}), but the unit of {datamodule.name} is {unit!r}; leave it out: "
+            f"joint_noise and joint_offset are in units of the body"
         )

@@ -9,7 +9,7 @@ Nothing is written to the clips given. What is hidden is unobserved by the mask 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +54,7 @@ CORRUPTIONS: dict[str, type[Corruption]] = {
 FILLS = ("none", "interpolate")
 
 
-def name_keys(names: Sequence[str]) -> Tensor:
+def name_keys(names: Iterable[str]) -> Tensor:
     """`(N,)` int64, a hash of each clip name (BLAKE2b, 64 bits): the same wherever a clip of that name is met."""
     digests = (hashlib.blake2b(str(name).encode(), digest_size=8).digest() for name in names)
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests], dtype=torch.int64)
@@ -88,4 +88,14 @@ class Corrupted:
         return interpolate(found, only=Scene(clips, self.corruption.layout, draws).seen)
 
 
-__all__ = ["CORRUPTIONS", "FILLS", "SEVERITIES", "Corrupted", "Corruption", "NormalisedNoise", "interpolate", "name_keys"]
+__all__ = [
+    "CORRUPTIONS",
+    "FILLS",
+    "SEVERITIES",
+    "Corrupted",
+    "Corruption",
+    "NormalisedNoise",
+    "Scene",
+    "interpolate",
+    "name_keys",
+]

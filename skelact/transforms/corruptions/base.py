@@ -112,7 +112,8 @@ class Scene:
     def median(self, value: Tensor, valid: Tensor) -> Tensor:
         """`(N,)` lower median over each clip's valid frames of `value` `(G,)`; 0 where there are none."""
         count = torch.zeros_like(self.base).index_add_(0, self.owner, valid.long())
-        middle = self.rank(torch.where(valid, value, torch.inf)) == (count - 1).div(2, rounding_mode="floor")[self.owner]
+        half = (count - 1).div(2, rounding_mode="floor")
+        middle = self.rank(torch.where(valid, value, torch.inf)) == half[self.owner]
         return value.new_zeros(len(self.base)).index_add_(0, self.owner[middle], value[middle])
 
     def share(self, part: float) -> Tensor:
@@ -168,7 +169,7 @@ class Corruption(ABC):
         """
         levels = self.flat_levels if self.flat_levels is not None and self.layout.dims == 2 else self.levels
         if not 1 <= severity <= len(levels):
-            raise SkelactError(f"severity={severity} of {self.name}: give 1 to {len(levels)} (0 leaves clips as they are)")
+            raise SkelactError(f"severity={severity} of {self.name}: give 0 (none) to {len(levels)}")
         return levels[severity - 1]
 
     @torch.no_grad()

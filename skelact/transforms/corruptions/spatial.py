@@ -117,7 +117,7 @@ class CameraRotation(Corruption):
 
 
 class CameraHeight(Corruption):
-    """A camera that looks down or up: all joints pitched about the clip's centre; in 2D the height shrinks by the cosine.
+    """A camera that looks down or up: clips pitched about their centres; in 2D heights shrink by the cosine.
 
     Levels: degrees; in 3D up or down by a draw for each clip.
     """
@@ -139,7 +139,7 @@ class CameraHeight(Corruption):
 
 
 class BodyScale(Corruption):
-    """Bodies of another size: all joints scaled about the clip's centre. Levels: the factor, or by a draw its inverse."""
+    """Bodies of another size: clips scaled about their centres. Levels: the factor, or by a draw its inverse."""
 
     name = "body_scale"
     levels = (1.1, 1.25, 1.5, 1.75, 2.0)
