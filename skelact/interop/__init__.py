@@ -6,8 +6,8 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
+from skelact.backbones.released import CheckpointError, Source, read_state
 from skelact.interop.contrastive import load_aimclr, load_caca, load_cmal, load_crosclr, load_skeletonclr
-from skelact.interop.reading import CheckpointError, Source, read_state
 from skelact.interop.umurl import load_umurl
 from skelact.methods.base import Method
 
