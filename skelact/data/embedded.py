@@ -6,12 +6,13 @@ from importlib.resources import files
 from pathlib import Path
 
 from skelact.data.prepare import prepare_dataset
+from skelact.data.project import HDM052DReader
 from skelact.data.readers.base import Reader
 from skelact.data.readers.hdm05 import HDM05Reader
 from skelact.data.simulate import HDM05ViewsReader
 from skelact.data.store import CARD, Store, StoreError
 
-EMBEDDED: dict[str, type[Reader]] = {"hdm05": HDM05Reader, "hdm05_views": HDM05ViewsReader}
+EMBEDDED: dict[str, type[Reader]] = {"hdm05": HDM05Reader, "hdm05_views": HDM05ViewsReader, "hdm05_2d": HDM052DReader}
 
 
 def open_store(path: str | Path, name: str | None = None, progress: bool = False, pipeline: str | None = None) -> Store:

@@ -28,18 +28,39 @@ BURST = 6.0  # frames, mean length of a loss
 DISTANCE = (2.5, 4.0)  # metres from the camera to the first frame's root
 
 
-def _generator(name: str) -> np.random.RandomState:
-    """Seeded by the clip's name. RandomState: its streams are frozen, those of Generator may change."""
+def camera_generator(name: str) -> np.random.RandomState:
+    """Seeded by a clip's name in hdm05_views. RandomState: its streams are frozen, those of Generator may change."""
     digest = hashlib.sha256(f"hdm05_views:{VERSION}:{name}".encode()).digest()
     return np.random.RandomState(np.frombuffer(digest, "<u4"))
 
 
-def simulate_camera(frames: np.ndarray, name: str, root: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """One motion seen by one made-up camera.
+def place_camera(frames: np.ndarray, draw: np.random.RandomState, root: int = 0) -> np.ndarray:
+    """One motion in the frame of a made-up camera: x right, y up, z away from the camera.
 
     The camera stands anywhere around the actor (any yaw), is tilted by up to +-0.3 rad, and keeps that pose through
-    the clip. Camera frame: x right, y up, z away from the camera. Joints are lost in bursts (a two-state chain with
-    5 % of samples lost, six frames at a time on average) except the root, on which a tracker hangs.
+    the clip.
+
+    Args:
+        frames: `(T, 1, V, 3)` metres, y up.
+        draw: source of the camera's pose.
+        root: joint that the camera looks at in the first frame.
+
+    Returns:
+        `(T, 1, V, 3)` float64 metres.
+    """
+    yaw, pitch = draw.uniform(-np.pi, np.pi), draw.uniform(-PITCH, PITCH)
+    distance = draw.uniform(*DISTANCE)
+    about_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
+    values = frames.astype(np.float64) - frames[0, 0, root].astype(np.float64)
+    return values @ (about_x @ about_y).T + np.array([0.0, 0.0, distance])
+
+
+def simulate_camera(frames: np.ndarray, name: str, root: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """One motion seen by one made-up depth camera (:func:`place_camera`).
+
+    Joints are noisy and lost in bursts (a two-state chain with 5 % of samples lost, six frames at a time on average)
+    except the root, on which a tracker hangs.
 
     Args:
         frames: `(T, 1, V, 3)` metres, y up.
@@ -49,25 +70,27 @@ def simulate_camera(frames: np.ndarray, name: str, root: int = 0) -> tuple[np.nd
     Returns:
         Frames `(T, 1, V, 3)` float32, lost joints 0, and mask `(T, 1, V)` bool.
     """
-    draw = _generator(name)
-    yaw, pitch = draw.uniform(-np.pi, np.pi), draw.uniform(-PITCH, PITCH)
-    distance = draw.uniform(*DISTANCE)
-    about_y = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
-    about_x = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])
-    values = frames.astype(np.float64) - frames[0, 0, root].astype(np.float64)
-    values = values @ (about_x @ about_y).T + np.array([0.0, 0.0, distance])
+    draw = camera_generator(name)
+    values = place_camera(frames, draw, root)
     values += NOISE * draw.standard_normal(values.shape)
-    mask = _bursts(draw, values.shape[:3])
+    mask = bursts(draw, values.shape[:3], LOST, BURST)
     mask[..., root] = True
     values[~mask] = 0.0
     return (np.rint(values / QUANTUM) * QUANTUM + 0.0).astype(np.float32), mask
 
 
-def _bursts(draw: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
-    """`(T, M, V)` bool, False in bursts: losing starts and ends as a two-state chain started in its balance."""
-    end = 1.0 / BURST
-    begin = end * LOST / (1.0 - LOST)
-    seen = draw.uniform(size=shape[1:]) >= LOST
+def bursts(draw: np.random.RandomState, shape: tuple[int, ...], lost: float, length: float) -> np.ndarray:
+    """`(T, M, V)` bool, False in bursts: losing starts and ends as a two-state chain started in its balance.
+
+    Args:
+        draw: source of randomness.
+        shape: T, M, V.
+        lost: share of samples that are False.
+        length: mean length of a burst, frames.
+    """
+    end = 1.0 / length
+    begin = end * lost / (1.0 - lost)
+    seen = draw.uniform(size=shape[1:]) >= lost
     mask = np.empty(shape, bool)
     for t, chance in enumerate(draw.uniform(size=shape)):
         mask[t] = seen

@@ -25,7 +25,8 @@ class SyncBatchNorm1d(nn.BatchNorm1d):
         weight: Tensor = self.weight if self.affine else input.new_ones(self.num_features)
         bias: Tensor = self.bias if self.affine else input.new_zeros(self.num_features)
         (out,), mean, variance = global_batch_norm([input], weight, bias, self.eps)
-        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+        if self.track_running_stats and self.num_batches_tracked is not None:
+            assert self.running_mean is not None and self.running_var is not None
             self.num_batches_tracked.add_(1)
             momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
             self.running_mean.copy_(tracked(self.running_mean, mean, momentum))
@@ -93,6 +94,38 @@ class StackedMLP(nn.Module):
         """Features `(S', N, I)` of some streams (None: all) to `(S', N, O)`."""
         hidden = torch.relu(self.norm(self.hidden(x, streams), streams))
         return self.output(hidden, streams)
+
+
+class ActionHead(nn.Module):
+    """ActionNet's classification head (MotionBERT, ICCV 2023): linear, batch normalisation, ReLU, linear.
+
+    Args:
+        inputs: width of the feature.
+        hidden: width of the hidden layer.
+        outputs: number of classes.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.norm = SyncBatchNorm1d(hidden, momentum=0.1, eps=1e-5)
+        self.fc2 = nn.Linear(hidden, outputs)
+
+    def hidden(self, features: Tensor, track: bool = True) -> Tensor:
+        """Hidden features `(N, hidden)` after the ReLU of `(N, inputs)`.
+
+        Args:
+            features: of the backbone.
+            track: let the running statistics follow this batch in training mode; it is normalised by its own anyway.
+        """
+        self.norm.track_running_stats = track
+        hidden = torch.relu(self.norm(self.fc1(features)))
+        self.norm.track_running_stats = True
+        return hidden
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits `(N, outputs)` of features `(N, inputs)`."""
+        return self.fc2(self.hidden(features))
 
 
 def projector(inputs: int, hidden: int, outputs: int, bias: bool = True) -> nn.Sequential:

@@ -1,4 +1,7 @@
-"""Supervised classification: a backbone and a linear head, trained from scratch or from pretrained weights."""
+"""Supervised classification: a backbone and a head, trained from scratch or from pretrained weights.
+
+With a token encoder and `head="action"` it is MotionBERT's action model, ActionNet (Zhu et al., ICCV 2023).
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,11 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from skelact.backbones.base import Encoder
+from skelact.backbones.tokens import TokenEncoder
 from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
 from skelact.methods.base import Method
+from skelact.methods.layers import ActionHead
 from skelact.objectives import all_reduce, world_size
 
 UNLABELLED = -1
@@ -28,13 +33,16 @@ class Switches(TypedDict):
 
 PRESETS: dict[str, Switches] = {
     "as_released": {"mode": "eval", "use_mask": False},
+    "as_released_c1": {"mode": "train", "use_mask": False},
+    "as_released_c2": {"mode": "train", "use_mask": False},
     "corrected": {"mode": "train", "use_mask": True},
 }
-"""`as_released`: the fine-tuning and few-label loops of AimCLR's family call `eval()` before they train."""
+"""`as_released`: the fine-tuning and few-label loops of AimCLR's family call `eval()` before they train.
+Those of MaskCLR's two releases do not."""
 
 
 class Supervised(Method):
-    """Cross-entropy on the logits of a linear head.
+    """Cross-entropy on the logits of a head.
 
     A backbone of stacked trunks (one feature a stream) gets a head for each stream, whose logits are summed or averaged
     over the streams given; any other gets one head on its feature.
@@ -51,7 +59,10 @@ class Supervised(Method):
         fusion: of streams with heads of their own: `sum` (3s-CACA) or `mean` (CrosSCLR).
         dropout: on the features before the head.
         label_smoothing: of the training loss.
-        head_init: standard deviation of the head's normal weights, biases zero; None: as nn.Linear.
+        head: `linear`, or `action`: a hidden layer with batch normalisation, see :class:`ActionHead`.
+        head_hidden: width of the hidden layer.
+        head_lr: learning rate of the heads; None: the optimiser's. Schedules scale both.
+        head_init: standard deviation of a linear head's normal weights, biases zero; None: as nn.Linear.
         head_only: train the head alone, on a backbone in evaluation mode.
         mode: `train`, or `eval`: statistics of batch normalisation stay as they are and dropout is off while all
             weights are trained; None: by the preset.
@@ -78,10 +89,13 @@ class Supervised(Method):
         fusion: Literal["sum", "mean"] = "sum",
         dropout: float = 0.0,
         label_smoothing: float = 0.0,
+        head: Literal["linear", "action"] = "linear",
+        head_hidden: int = 2048,
+        head_lr: float | None = None,
         head_init: float | None = 0.02,
         head_only: bool = False,
         mode: Literal["train", "eval"] | None = None,
-        preset: Literal["as_released", "corrected"] = "corrected",
+        preset: Literal["as_released", "as_released_c1", "as_released_c2", "corrected"] = "corrected",
         use_mask: bool | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
         exclude_from_decay: bool = False,
@@ -91,6 +105,8 @@ class Supervised(Method):
             raise SkelactError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         if fusion not in ("sum", "mean"):
             raise SkelactError(f"fusion={fusion} is neither sum nor mean")
+        if head not in ("linear", "action"):
+            raise SkelactError(f"head={head} is neither linear nor action")
         if mode not in (None, "train", "eval"):
             raise SkelactError(f"mode={mode} is neither train nor eval")
         if num_classes < 2:
@@ -112,13 +128,23 @@ class Supervised(Method):
         self.mode, self.head_only, self.preset = mode or PRESETS[preset]["mode"], head_only, preset
         names = self.streams if backbone.stacked else ("all",)
         width = backbone.num_features // (len(backbone.streams) if backbone.stacked else 1)
-        self.heads = nn.ModuleDict({name: nn.Linear(width, self.num_classes) for name in names})
+        self.head_lr = head_lr
+        self.heads = nn.ModuleDict(
+            {
+                name: nn.Linear(width, self.num_classes)
+                if head == "linear"
+                else ActionHead(width, head_hidden, self.num_classes)
+                for name in names
+            }
+        )
         self.dropout = nn.Dropout(dropout)
-        if head_init is not None:
+        if head == "linear" and head_init is not None:
             for parameter in self.heads.parameters():
                 nn.init.normal_(parameter, 0.0, head_init) if parameter.ndim > 1 else nn.init.zeros_(parameter)
         if head_only:
             backbone.requires_grad_(False)
+        if isinstance(backbone, TokenEncoder) and backbone.unobserved == "zero":
+            backbone.mask_token.requires_grad_(False)  # nothing is masked, and ranks would wait for its gradient
         self._seen: Tensor | None = None
         self.train()
 
@@ -148,6 +174,33 @@ class Supervised(Method):
         each = torch.stack([self.heads[n](self.dropout(x)) for n, x in zip(given, features, strict=True)])
         return each.sum(0) if self.fusion == "sum" else each.mean(0)
 
+    def hidden(self, views: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Features `(N, head_hidden)` of the hidden layer of a backbone's one action head.
+
+        Args:
+            views: joint views `(N, M, T, V, C)`.
+            mask: `(N, M, T, V)` bool, True where observed; None means everywhere.
+
+        Raises:
+            SkelactError: the head has no hidden layer, or there are several.
+        """
+        head, *more = self.heads.values()
+        if more or not isinstance(head, ActionHead):
+            raise SkelactError("hidden features are those of one action head: take head=action and one stream")
+        return head.hidden(self.dropout(self.encode(views, mask=mask)))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """See :class:`Method`; each group is split where the heads have a learning rate of their own."""
+        groups = super().parameter_groups()
+        if self.head_lr is None:
+            return groups
+        heads, split = set(self.heads.parameters()), []
+        for group in groups:
+            ours = [p for p in group["params"] if p in heads]
+            split.append({**group, "params": [p for p in group["params"] if p not in heads]})
+            split.append({**group, "params": ours, "lr": self.head_lr})
+        return [group for group in split if group["params"]]
+
     def classify(self, batch: RaggedClips, streams: Sequence[str] | None = None) -> Tensor:
         """Class scores `(N, num_classes)` of a batch: :meth:`sample`, then :meth:`logits`."""
         views, mask = self.sample(batch)
@@ -159,10 +212,10 @@ class Supervised(Method):
 
     def training_step(self, batch: RaggedClips, batch_idx: int = 0) -> Tensor:
         """Mean cross-entropy of the labelled clips of the global batch, whatever their shares on the ranks."""
-        ((views, mask),) = self.views(batch)
+        (views, mask), *_ = self.views(batch)
         logits = self.logits(views, mask=mask)
-        loss = _cross_entropy(logits, batch.label, self.label_smoothing)
-        seen = all_reduce(_count(logits.detach(), batch.label, loss.detach()))
+        loss = cross_entropy_sum(logits, batch.label, self.label_smoothing)
+        seen = all_reduce(count_correct(logits.detach(), batch.label, loss.detach()))
         clips = seen[2].clamp_min(1)
         self.report({"loss": seen[0] / clips, "top1": 100 * seen[1] / clips}, batch_size=len(batch))
         return loss * world_size() / clips  # gradients are averaged over ranks: undone by their number
@@ -175,7 +228,7 @@ class Supervised(Method):
         """Count; a rank's share may be empty."""
         if len(batch):
             logits = self.classify(batch)
-            seen = _count(logits, batch.label, _cross_entropy(logits, batch.label))
+            seen = count_correct(logits, batch.label, cross_entropy_sum(logits, batch.label))
             self._seen = seen if self._seen is None else self._seen + seen
 
     def on_validation_epoch_end(self) -> None:
@@ -186,12 +239,12 @@ class Supervised(Method):
             self.log_dict({"val/loss": seen[0] / clips, "val/top1": 100 * seen[1] / clips}, sync_dist=True)
 
 
-def _cross_entropy(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
+def cross_entropy_sum(logits: Tensor, label: Tensor, smoothing: float = 0.0) -> Tensor:
     """Sum over the labelled clips, at least in single precision."""
     logits = logits.float() if logits.dtype.itemsize < 4 else logits
     return F.cross_entropy(logits, label, ignore_index=UNLABELLED, reduction="sum", label_smoothing=smoothing)
 
 
-def _count(logits: Tensor, label: Tensor, loss: Tensor) -> Tensor:
+def count_correct(logits: Tensor, label: Tensor, loss: Tensor) -> Tensor:
     """Loss, right answers and labelled clips as one tensor `(3,)`."""
     return torch.stack([loss, (logits.argmax(1) == label).sum().to(loss), (label != UNLABELLED).sum().to(loss)])

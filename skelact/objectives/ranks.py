@@ -61,6 +61,11 @@ def gather(x: Tensor, dim: int = 0) -> Tensor:
     return x if world_size() == 1 else _Gather.apply(x, dim)
 
 
+def own_rows(x: Tensor) -> Tensor:
+    """This rank's rows of what was made of gathered ones, all ranks having given equally many."""
+    return x if world_size() == 1 else x.chunk(world_size())[dist.get_rank()]
+
+
 def all_reduce(x: Tensor) -> Tensor:
     """Sum of `x` over ranks, differentiable; `x` itself without a process group."""
     return x if world_size() == 1 else _AllReduce.apply(x)

@@ -48,7 +48,10 @@ class Finetune(ClassifierProtocol):
         milestones: epochs.
         warmup: epochs; steps where only `max_steps` is given and the schedule is `cosine`.
         clip: largest norm of the gradient.
-        fusion: see :class:`~skelact.methods.supervised.Supervised`, as the next three.
+        fusion: see :class:`~skelact.methods.supervised.Supervised`, as all down to `label_smoothing`.
+        head: `linear` or `action`.
+        head_hidden: width of an action head's hidden layer.
+        head_lr: learning rate of the heads; None: `lr`.
         mode: None: by the preset.
         dropout: before the head.
         label_smoothing: of the loss.
@@ -75,6 +78,9 @@ class Finetune(ClassifierProtocol):
         warmup: int | None = None,
         clip: float | None = None,
         fusion: Literal["sum", "mean"] = "sum",
+        head: Literal["linear", "action"] = "linear",
+        head_hidden: int = 2048,
+        head_lr: float | None = None,
         mode: Literal["train", "eval"] | None = None,
         dropout: float = 0.0,
         label_smoothing: float = 0.0,
@@ -95,7 +101,10 @@ class Finetune(ClassifierProtocol):
             "clip": clip,
         }  # fmt: skip
         self.recipes: list[TrainingRecipe] = [get_recipe(name, **numbers) for name in self.recipe_names]
-        self.network = {"fusion": fusion, "mode": mode, "dropout": dropout, "label_smoothing": label_smoothing}
+        self.network = {
+            "fusion": fusion, "head": head, "head_hidden": head_hidden, "head_lr": head_lr, "mode": mode,
+            "dropout": dropout, "label_smoothing": label_smoothing,
+        }  # fmt: skip
 
     def _number(self, job: Job) -> int:
         """Which of the recipes a job follows."""

@@ -200,4 +200,13 @@ HDM05_31: dict[str, Any] = {
     "shoulders": ["left_shoulder", "right_shoulder"],
 }
 
-TABLES: tuple[dict[str, Any], ...] = (NTU25, KINECT20, NITE15, COCO17, H36M17, HDM05_31)
+
+def _flat(table: dict[str, Any]) -> dict[str, Any]:
+    """The same joints as seen in an image: `NAME_2d`."""
+    return {**table, "name": f"{table['name']}_2d", "up": "-y", "dims": 2}
+
+
+TABLES: tuple[dict[str, Any], ...] = (
+    *(NTU25, KINECT20, NITE15, COCO17, H36M17, HDM05_31),
+    *(_flat(KINECT20), _flat(HDM05_31)),
+)

@@ -1,6 +1,6 @@
 """Joint layouts: what the joints of a skeleton are called and how they hang together.
 
-A layout is a tree of named joints with left-right pairs and body parts. Five come with the library, any other is a
+A layout is a tree of named joints with left-right pairs and body parts. Some come with the library, any other is a
 mapping or a YAML file of the same form as :meth:`Layout.to_dict` writes:
 
 ```yaml

@@ -44,7 +44,7 @@ def test_keys_are_the_constructors_arguments(choice):
     assert isinstance(module, SkeletonDataModule)
     if reader is not None:
         assert isinstance(hydra.utils.instantiate(reader, _convert_="all"), Reader)
-    assert get_layout(node.layout).dims == (2 if choice.endswith("_hrnet") else 3)
+    assert get_layout(node.layout).dims == (2 if choice.endswith(("_hrnet", "_2d")) else 3)
 
 
 @pytest.mark.parametrize("choice", [choice for choice in CHOICES if choice.endswith(("_hrnet", "_3danno"))])
@@ -99,3 +99,13 @@ def test_embedded_choices_work_at_once(choice, embedded_root):
     assert batch.shape == (1, 31, 3) and module.num_classes == 11
     centre = module.layout.center
     assert batch.frames[:, 0, centre].abs().max() == 0
+
+
+def test_embedded_2d_poses_work_at_once(embedded_root):
+    node = _node("hdm05_2d", f"paths.data={embedded_root}")
+    with open_dict(node):
+        node.pop("reader"), node.pop("media")
+    module = hydra.utils.instantiate(node, _convert_="all")
+    batch = next(module.batches("test"))
+    assert batch.shape == (1, 31, 3) and batch.mask is not None and module.card["source"].startswith("SIMULATED")
+    assert (len(module.rows("train+val")), len(module.rows("test"))) == (567, 297)

@@ -11,6 +11,7 @@ from skelact.backbones.stgcn import STGCN
 from skelact.backbones.umurl import UmURLEncoder
 from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
+from skelact.methods.layers import ActionHead
 from skelact.methods.supervised import Supervised
 from skelact.transforms.sampling import CenterCrop
 from skelact.transforms.views import ViewMaker
@@ -90,6 +91,69 @@ def test_learns_separable_clips(options):
     assert all(p.grad is not None for p in method.parameters())  # or several processes would wait for it
 
 
+def test_action_head_equals_the_released_one():
+    stored = np.load(GOLDEN.parent / "maskclr" / "actionnet.npz")
+    golden = {key: torch.from_numpy(stored[key]) for key in stored if key.startswith("cls.")}
+    names = {"fc1": "fc1", "norm": "bn", "fc2": "fc2"}
+    head = ActionHead(17 * 12, 40, 7)
+    state = {
+        key: golden[f"cls.sd.head.{names[key.partition('.')[0]]}.{key.partition('.')[2]}"] for key in head.state_dict()
+    }
+    head.load_state_dict(state)
+    pooled = golden["cls.backbone_feat"].mean(2).flatten(2).mean(1)
+    with torch.no_grad():
+        head.eval()
+        torch.testing.assert_close(head.hidden(pooled), golden["cls.hidden_eval"], rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(head(pooled), golden["cls.logits_eval"], rtol=2e-5, atol=2e-5)
+        head.train()
+        torch.testing.assert_close(head.hidden(pooled, track=False), golden["cls.hidden_train_p0"], rtol=0, atol=1e-4)
+        assert torch.equal(head.norm.running_mean, state["norm.running_mean"])
+        torch.testing.assert_close(head(pooled), golden["cls.logits_train_p0"], rtol=0, atol=1e-4)
+    for name in ("mean", "var"):
+        after = getattr(head.norm, f"running_{name}")
+        torch.testing.assert_close(after, golden[f"cls.bn_running_{name}_after"], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["stgcn", "umurl"])
+def test_action_heads_learn(kind):
+    method, batch = make(kind, head="action", head_hidden=12), clips()
+    assert step(method, batch, 12)[-1] < 0.5
+    assert not any((head.fc2.bias == 0).all() for head in make(kind, head="action", head_hidden=12).heads.values())
+    views, mask = method.eval().sample(batch)
+    if kind == "stgcn":
+        with pytest.raises(SkelactError, match="one action head"):
+            method.hidden(views, mask)
+        return
+    with torch.no_grad():
+        hidden = method.hidden(views, mask)
+        torch.testing.assert_close(method.heads["all"].fc2(hidden), method.logits(views, mask=mask))
+    assert hidden.shape == (9, 12) and (hidden >= 0).all()
+    with pytest.raises(SkelactError, match="head=action"):
+        make("umurl").hidden(views, mask)
+
+
+def test_heads_have_a_learning_rate_of_their_own():
+    method = make("umurl", head="action", head_hidden=12, head_lr=0.1)
+    method.scheduler = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
+    made = method.configure_optimizers()
+    backbone, head = made["optimizer"].param_groups
+    assert (backbone["lr"], head["lr"]) == (1e-2, 0.1)
+    assert {id(p) for p in head["params"]} == {id(p) for p in method.heads.parameters()}
+    made["optimizer"].step()
+    made["lr_scheduler"]["scheduler"].step()
+    assert (backbone["lr"], head["lr"]) == (5e-3, 0.05)
+    method.exclude_from_decay = True
+    groups = method.parameter_groups()
+    assert [(g.get("lr"), g.get("weight_decay")) for g in groups] == [
+        (None, None),
+        (0.1, None),
+        (None, 0.0),
+        (0.1, 0.0),
+    ]
+    everything = [p for group in groups for p in group["params"]]
+    assert len(everything) == len(set(everything)) == len(list(method.parameters()))
+
+
 def test_eval_mode_freezes_statistics_and_dropout_but_trains_weights():
     batch = clips()
     for mode in ("train", "eval"):
@@ -146,6 +210,7 @@ def test_smoothing_dropout_and_head_options():
     [
         ({"fusion": "max"}, "fusion"),
         ({"mode": "on"}, "mode"),
+        ({"head": "deep"}, "head"),
         ({"preset": "x"}, "preset"),
         ({"streams": []}, "streams"),
     ],

@@ -1,0 +1,84 @@
+"""Pre-norm transformer blocks on tokens that lie along one axis of a grid, with fused attention."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+RECEIVED_AT_ONCE = 2**24
+"""Entries of an attention map that exist at a time where the attention that tokens receive is asked for."""
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention along S of tokens `(B, S, G, C)`, for each of the B x G sequences on its own.
+
+    Queries, keys and values are tensors of their own: heads and G then lie one after another, so that the fused kernel
+    reads and writes them in place, whichever axis of the grid S is.
+
+    Args:
+        width: token width C.
+        num_heads: heads H, a divisor of C.
+    """
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        if width % num_heads:
+            raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, importance: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Tokens `(B, S, G, C)` to the same shape; with `importance`, what each receives `(B, S, G)` as well.
+
+        What a token receives is the soft-maxed attention to it, summed over queries, mean over heads; without gradient.
+        """
+        b, s, g, c = x.shape
+        parts = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
+        q, k, v = (
+            F.linear(x, w, bias).view(b, s, g * self.num_heads, c // self.num_heads).transpose(1, 2)
+            for w, bias in parts
+        )
+        given = received(q, k).unflatten(1, (g, self.num_heads)).mean(2).transpose(1, 2) if importance else None
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).reshape(b, s, g, c)), given
+
+
+@torch.no_grad()
+def received(q: Tensor, k: Tensor) -> Tensor:
+    """Column sums of soft-max attention: queries and keys `(B, H, S, d)` to `(B, H, S)`.
+
+    Written out, a slice of queries at a time: S x S matrices of whole clips need not fit into memory.
+    """
+    b, h, s, d = k.shape
+    total = q.new_zeros(b, h, s)
+    for rows in q.split(max(RECEIVED_AT_ONCE // max(b * h * s, 1), 1), dim=2):
+        total += (rows @ k.transpose(-1, -2) * d**-0.5).softmax(-1).sum(2)
+    return total
+
+
+class Mlp(nn.Module):
+    """`W2 gelu(W1 x)`, exact GELU.
+
+    Args:
+        width: token width C.
+        hidden: inner width.
+    """
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(..., C)` to `(..., C)`."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
+    """Leave a residual branch out for some of the entries of the first two axes (stochastic depth); the rest scaled."""
+    if not training or rate == 0:
+        return x
+    kept = torch.empty(x.shape[0], x.shape[1], *[1] * (x.dim() - 2), dtype=x.dtype, device=x.device)
+    return x * kept.bernoulli_(1 - rate) / (1 - rate)

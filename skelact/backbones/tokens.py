@@ -1,0 +1,199 @@
+"""Encoders that make one token of each joint in each frame of each person, and what they have in common."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from skelact.backbones.base import Encoder
+from skelact.errors import SkelactError
+from skelact.skeleton.layouts import Layout, get_layout
+
+TOKENS_AT_ONCE = {"cpu": 2**12, "other": 2**17}
+"""Tokens that are encoded at a time where no gradient is asked for: they bound the memory, whatever the batch."""
+
+
+@dataclass(frozen=True)
+class People:
+    """The person-clips of a batch that are encoded.
+
+    Args:
+        rows: `(B, T, V, C)` one person-clip each.
+        clip: `(B,)` int64, position of each row's clip in the batch.
+        weight: `(B,)` share of the row in its clip's mean over persons; sums to 1 for each clip.
+        slot: `(B,)` int64, person slot of each row.
+        shape: (N, M), clips and person slots of the batch.
+        unobserved: `(B, T, V)` bool, tokens that shall be the mask token; None: none.
+    """
+
+    rows: Tensor
+    clip: Tensor
+    weight: Tensor
+    slot: Tensor
+    shape: tuple[int, int]
+    unobserved: Tensor | None = None
+
+    def unpack(self, values: Tensor) -> Tensor:
+        """Values of the rows `(B, ...)` in their places `(N, M, ...)`; zeros where there is no row."""
+        n, m = self.shape
+        out = values.new_zeros(n * m, *values.shape[1:])
+        return out.index_copy(0, self.clip * m + self.slot, values).unflatten(0, (n, m))
+
+    def part(self, rows: slice) -> People:
+        """Some of the rows."""
+        unobserved = None if self.unobserved is None else self.unobserved[rows]
+        return People(
+            self.rows[rows], self.clip[rows], self.weight[rows], self.slot[rows], self.shape, unobserved=unobserved
+        )
+
+
+class TokenEncoder(Encoder):
+    """One token for each joint, frame and person of one stream; persons do not see each other.
+
+    The feature of a clip is the mean of the tokens over frames, then over persons, joints side by side (MotionBERT's
+    action network, Zhu et al., ICCV 2023).
+
+    Args:
+        layout: name, mapping or :class:`Layout` of the skeleton.
+        channels: channels C of each joint.
+        streams: the one stream that is read.
+        width: width D of the tokens inside.
+        token_features: width R of the tokens that leave.
+        max_frames: the longest clip that it can read.
+        dropout: of every element of the tokens before the mean over frames.
+        absent: persons who are not there are left out of the mean over persons (`exclude`), or encoded and averaged in
+            like any other (`count`, as released).
+        pack: when excluded persons are not computed: in evaluation (`eval`), also in training (`always`), or `never`:
+            they are computed and have weight 0. Leaving them out makes a step on a GPU wait to know how many there are.
+        unobserved: joints that the mask calls unobserved are read as they come, zeros from any method (`zero`), or
+            become the mask token (`token`).
+
+    Raises:
+        SkelactError: more than one stream, or an option that is none of those named.
+    """
+
+    def __init__(
+        self,
+        layout: str | Mapping[str, Any] | Layout,
+        channels: int,
+        streams: Sequence[str],
+        width: int,
+        token_features: int,
+        max_frames: int,
+        dropout: float,
+        absent: Literal["exclude", "count"],
+        pack: Literal["eval", "always", "never"],
+        unobserved: Literal["zero", "token"],
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if len(streams) != 1:
+            raise SkelactError(f"{name} reads one stream, not {list(streams)}: method.streams=[joint]")
+        for key, value, known in (
+            ("absent", absent, ("exclude", "count")),
+            ("pack", pack, ("eval", "always", "never")),
+            ("unobserved", unobserved, ("zero", "token")),
+        ):
+            if value not in known:
+                raise SkelactError(f"{name}: {key}={value} is none of {', '.join(known)}")
+        layout = layout if isinstance(layout, Layout) else get_layout(layout)
+        self.streams, self.joints, self.channels = tuple(streams), layout.num_joints, channels
+        self.width, self.token_features, self.max_frames = width, token_features, max_frames
+        self.num_features = self.joints * token_features
+        self.absent, self.pack, self.unobserved = absent, pack, unobserved
+        self.joints_embed = nn.Linear(channels, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def represent(
+        self, x: Tensor, masked: Tensor | None = None, importance: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encode person-clips.
+
+        Args:
+            x: `(B, T, V, C)`.
+            masked: `(B, T, V)` bool, tokens that are replaced by the mask token before positions are added.
+            importance: also return how much attention each token receives.
+
+        Returns:
+            Tokens `(B, T, V, R)` and importance `(B, T, V)` without gradient, or None.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define represent")
+
+    def embed(self, x: Tensor, masked: Tensor | None = None) -> Tensor:
+        """Tokens `(B, T, V, D)` without positions of coordinates `(B, T, V, C)`, or of the mask where `masked`.
+
+        Raises:
+            SkelactError: more frames than `max_frames`.
+        """
+        if x.shape[1] > self.max_frames:
+            raise SkelactError(
+                f"clips of {x.shape[1]} frames, but this encoder has positions for {self.max_frames}: "
+                f"set backbone.max_frames={x.shape[1]}"
+            )
+        h: Tensor = self.joints_embed(x)
+        return h if masked is None else torch.where(masked[..., None], self.mask_token.to(h.dtype), h)
+
+    def people(self, streams: Mapping[str, Tensor], mask: Tensor | None = None) -> People:
+        """Who is encoded, with what weight.
+
+        Somebody is there who has an observed joint or, without a mask, a coordinate that is not zero. A clip with
+        nobody keeps slot 0.
+
+        Args:
+            streams: the one stream by name, `(N, M, T, V, C)`.
+            mask: `(N, M, T, V)` bool, True where observed; None means everywhere.
+        """
+        x = self._read(streams)
+        n, m = x.shape[:2]
+        unobserved = ~mask.flatten(0, 1) if mask is not None and self.unobserved == "token" else None
+        place = torch.arange(n * m, device=x.device)
+        rows = x.flatten(0, 1)
+        if self.absent == "count":
+            weight = x.new_full((n * m,), 1 / m)
+            return People(rows, place // m, weight, place % m, (n, m), unobserved)
+        present = ((x != 0).any(-1) if mask is None else mask).flatten(2).any(2)
+        nobody = ~present.any(1)
+        present = torch.cat([(present[:, 0] | nobody)[:, None], present[:, 1:]], 1)
+        weight = (present.to(x.dtype) / present.sum(1, keepdim=True)).flatten()
+        if m > 1 and (self.pack == "always" or (self.pack == "eval" and not self.training)):
+            place = present.flatten().nonzero()[:, 0]
+            rows, weight = rows[place], weight[place]
+            unobserved = None if unobserved is None else unobserved[place]
+        else:  # what stands in an empty slot must not matter, not even times zero
+            rows = rows.masked_fill(~present.view(-1, 1, 1, 1), 0.0)
+        return People(rows, place // m, weight, place % m, (n, m), unobserved)
+
+    def pool(self, tokens: Tensor, people: People) -> Tensor:
+        """Dropout, mean over frames and over persons, joints side by side: `(B, T, V, R)` to `(N, V * R)`."""
+        each = self.dropout(tokens).mean(1).flatten(1) * people.weight[:, None]
+        return each.new_zeros(people.shape[0], each.shape[1]).index_add(0, people.clip, each)
+
+    def forward_features(self, streams: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
+        """Feature `(N, V * R)` of one stream; see the base class. Without gradients a few persons at a time."""
+        people = self.people(streams, mask)
+        count, frames = people.rows.shape[:2]
+        step = max(count, 1)
+        if not torch.is_grad_enabled():
+            budget = TOKENS_AT_ONCE.get(people.rows.device.type, TOKENS_AT_ONCE["other"])
+            step = max(budget // (frames * self.joints), 1)
+        parts = (people.part(slice(begin, begin + step)) for begin in range(0, max(count, 1), step))
+        pooled = (self.pool(self.represent(part.rows, part.unobserved)[0], part) for part in parts)
+        return functools.reduce(Tensor.add_, pooled)
+
+    def _read(self, streams: Mapping[str, Tensor]) -> Tensor:
+        (name,) = self.streams
+        if set(streams) != {name}:
+            raise ValueError(f"streams {list(streams)} were given; this encoder reads {name!r}")
+        x = streams[name]
+        if x.dim() != 5 or x.shape[3:] != (self.joints, self.channels):
+            raise ValueError(
+                f"stream {name!r} has shape {tuple(x.shape)}; the encoder was built for (N, M, T, V, C) with "
+                f"(V, C) = {(self.joints, self.channels)}"
+            )
+        return x
