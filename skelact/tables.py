@@ -41,6 +41,7 @@ def gather_results(directories: Sequence[str | Path]) -> list[Record]:
 
 _SETTING = (
     "labels", "head", "encoder", "steps", "recipe", "streams", "fusion", "fuse", "space", "temperature", "weights",
+    "novel", "part",
 )  # fmt: skip
 
 
@@ -185,6 +186,7 @@ def _cell(record: Record, name: str, short: bool = False) -> str:
 _INTERVALS = {
     "linear": "[95 % interval over seeds or label lists and test clips together]",
     "ensemble": "[95 % interval over test clips]",
+    "oneshot": "[95 % interval over queries, of random exemplars over lists and queries together]",
     "retrieval": "[95 % interval over test clips, with few labels over label lists and test clips together]",
     **dict.fromkeys(
         ("supervised", "finetune", "semi", "transfer"),
