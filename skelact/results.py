@@ -185,7 +185,7 @@ def save_scores(
         path: the file.
         names: N clip names.
         labels: `(N,)` classes.
-        scores: key (for example `linear/umurl/all`) -> `(N, classes)`.
+        scores: key (for example `linear/umurl/all`) -> `(N, classes)`, kept as float16 where it is, else as float32.
         groups: N names of the recordings that the clips stem from, for clustered intervals.
 
     Raises:
@@ -203,7 +203,8 @@ def save_scores(
             if not np.array_equal(old["names"], columns["names"]):
                 raise ResultsError(f"{path}: holds scores of other clips; write to another run directory")
             kept = {k: old[k] for k in old.files if k.startswith("scores/")}
-    kept.update({f"scores/{k}": np.asarray(v, dtype=np.float32) for k, v in scores.items()})
+    for key, value in scores.items():
+        kept[f"scores/{key}"] = np.asarray(value, np.float16 if np.asarray(value).dtype == np.float16 else np.float32)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     try:
@@ -216,7 +217,7 @@ def save_scores(
 
 @dataclass(frozen=True)
 class Scores:
-    """Per-clip scores of one run: `names (N,)`, `labels (N,)`, `groups (N,)`, and key -> `(N, classes)` float32."""
+    """Per-clip scores of one run: `names (N,)`, `labels (N,)`, `groups (N,)`, and key -> `(N, classes)` float."""
 
     names: Array
     labels: Array

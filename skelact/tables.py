@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,8 @@ def gather_results(directories: Sequence[str | Path]) -> list[Record]:
 
 
 _SETTING = (
-    "labels", "head", "encoder", "steps", "recipe", "streams", "fusion", "fuse", "space", "temperature", "weights",
+    "labels", "head", "fill", "suite", "reference", "encoder",
+    "steps", "recipe", "streams", "fusion", "fuse", "space", "temperature", "weights",
     "novel", "part",
 )  # fmt: skip
 
@@ -103,8 +105,8 @@ def table_rows(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     One row per record, label settings together, a metric's cell is `mean [low, high]`. Metrics named `measure/what`
     (stream subsets) make one row per measure, with a column for each `what` and the shorter cell `mean ±half width`.
     """
-    records = _by_labels(records)
-    keys = [k for k in ("labels", "head") if any(k in r.extra for r in records)]
+    records = [_brief(r) for r in _by_labels(records)]
+    keys = [k for k in ("labels", "head", "fill") if any(k in r.extra for r in records)]
     told = _telling(records)
     split = any("/" in m for r in records for m in r.metrics)
     columns = list(dict.fromkeys(m.split("/", 1)[-1] for r in records for m in r.metrics))
@@ -142,7 +144,31 @@ def _telling(records: Sequence[Record]) -> dict[str, Callable[[Record], str]]:
         columns["streams"] = lambda r: str(r.extra.get("streams", ""))
     if any(_fusion(r) for r in records):
         columns["fusion"] = _fusion
+    if any("worst" in r.extra for r in records):
+        columns["worst is"] = lambda r: str(r.extra.get("worst", ""))
     return columns
+
+
+_MAIN = ("clean", "mean", "worst", "mce", "relative_mce")
+
+
+def _brief(record: Record, corruptions: bool | None = None) -> Record:
+    """Of a robustness record the numbers that a table has room for, none of single severities; any other as it is.
+
+    Args:
+        record: any.
+        corruptions: only the corruptions' means, or only the other numbers; None: both.
+    """
+    if record.protocol != "robustness":
+        return record
+    named = {m.removeprefix("top1/"): m for m in record.metrics if m.count("/") < 2}
+    order = [name for name in _MAIN if name in named] * (corruptions is not True)
+    order += [name for name in named if name not in _MAIN] * (corruptions is not False)
+    return replace(
+        record,
+        metrics={name: record.metrics[named[name]] for name in order},
+        ci95={name: record.ci95[named[name]] for name in order if named[name] in record.ci95},
+    )
 
 
 def _fusion(record: Record) -> str:
@@ -164,7 +190,8 @@ def differences(records: Sequence[Record]) -> list[str]:
     for r in _by_labels(records):
         for other, d in r.extra.get("differences", {}).items() if r.extra.get("fusion") != "single" else ():
             low, high = d["ci95"]
-            what = f"labels {r.extra.get('labels', '')}, {d['metric']}"
+            which = f"fill {r.extra['fill']}" if "fill" in r.extra else f"labels {r.extra.get('labels', '')}"
+            what = f"{which}, {d['metric']}"
             who = f"{r.method} {r.extra.get('streams', '')}" if streams else r.method
             lines.append(f"{what}: {who} - {other}: {d['difference']:+.1f} [{low:.1f}, {high:.1f}]")
     return lines
@@ -187,6 +214,7 @@ _INTERVALS = {
     "linear": "[95 % interval over seeds or label lists and test clips together]",
     "ensemble": "[95 % interval over test clips]",
     "oneshot": "[95 % interval over queries, of random exemplars over lists and queries together]",
+    "robustness": "[95 % interval over heads and test clips; mce, relative_mce: errors in percent of the reference's]",
     "retrieval": "[95 % interval over test clips, with few labels over label lists and test clips together]",
     **dict.fromkeys(
         ("supervised", "finetune", "semi", "transfer"),
@@ -204,9 +232,28 @@ def rich_tables(records: Sequence[Record]) -> list[Table]:
     tables = []
     for protocol, data in dict.fromkeys((r.protocol, f"{r.data} {r.split}".strip()) for r in records):
         own = [r for r in records if (r.protocol, f"{r.data} {r.split}".strip()) == (protocol, data)]
-        make = _subset_table if any("/" in m for r in own for m in r.metrics) else _plain_table
+        if protocol == "robustness":
+            tables += _robustness_tables(f"{protocol}: {data}", own)
+            continue
+        make = _subset_table if protocol == "missing" else _plain_table
         tables.append(make(f"{protocol}: {data}", own))
     return tables
+
+
+def _robustness_tables(title: str, records: Sequence[Record]) -> list[Table]:
+    """Two tables: clean, mean, worst and errors against the reference; then each corruption's mean over severities."""
+    main = _plain_table(title, [_brief(r, corruptions=False) for r in records])
+    each = [_brief(r, corruptions=True) for r in records]
+    notes = ["mean over severities ±half of the 95 % interval; severities: results.json, skelact plot kind=robustness"]
+    for reason in dict.fromkeys(reason for r in records for reason in r.extra.get("skipped", {}).values()):
+        skipped = dict.fromkeys(n for r in records for n, why in r.extra.get("skipped", {}).items() if why == reason)
+        notes.append(f"left out, {reason}: {', '.join(skipped)}")
+    table = _new_table("", notes)
+    for name in ("corruption", *(f"{r.method}\n{r.extra.get('fill', '')}" for r in each)):
+        table.add_column(name, justify="left" if name == "corruption" else "right", no_wrap=True)
+    for name in dict.fromkeys(name for r in each for name in r.metrics):
+        table.add_row(name, *(_cell(r, name, short=True) for r in each))
+    return [main, table]
 
 
 def _plain_table(title: str, records: Sequence[Record]) -> Table:
@@ -218,7 +265,7 @@ def _plain_table(title: str, records: Sequence[Record]) -> Table:
     table = _new_table(title, notes)
     for i, name in enumerate(header):
         if i not in drop:
-            words = name in ("method", "streams", "fusion", "selection", "labels", "head")
+            words = name in ("method", "streams", "fusion", "selection", "labels", "head", "fill", "worst is")
             table.add_column(name, justify="left" if words else "right", no_wrap=True)
     at = header.index("labels") if "labels" in header else None
     for number, row in enumerate(rows):

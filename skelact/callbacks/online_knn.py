@@ -30,8 +30,9 @@ class OnlineKNN(pl.Callback):
     """Every n epochs: 1-nearest-neighbour accuracy of the validation part with the training part as gallery.
 
     Logs `val/knn1`, `val/feature_std` and `val/effective_rank`. The weights, the mode and all random states of the
-    training stay as they are. The test part is never looked at. Without a validation part, or where it has classes of its
-    own (split `oneshot`), only the last two are logged, from training clips. Under several processes each computes the same; rank 0 logs.
+    training stay as they are. The test part is never looked at. Without a validation part, or where that has classes of
+    its own (split `oneshot`), only the last two are logged, from training clips. Under several processes each computes
+    the same; rank 0 logs.
 
     Args:
         every_n_epochs: how often.

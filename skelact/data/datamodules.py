@@ -16,6 +16,7 @@ from skelact.clips import RaggedClips
 from skelact.data.embedded import open_store
 from skelact.data.label_lists import labelled
 from skelact.data.loading import (
+    Change,
     ClassBatches,
     ClipLoader,
     DealtBatches,
@@ -252,7 +253,12 @@ class SkeletonDataModule(pl.LightningDataModule):
         return len(self._parts.get(part, ())) if self._ready else 0
 
     def batches(
-        self, part: str, batch_size: int | None = None, device: torch.device | str | None = None
+        self,
+        part: str,
+        batch_size: int | None = None,
+        device: torch.device | str | None = None,
+        change: Change | None = None,
+        stored: bool = False,
     ) -> Iterator[RaggedClips]:
         """All clips of a part once, in store order.
 
@@ -260,10 +266,15 @@ class SkeletonDataModule(pl.LightningDataModule):
             part: train, val, test or train+val.
             batch_size: clips a batch; None takes `eval_batch_size`.
             device: where the batches shall be; None leaves them where the data live.
+            change: done to clips read from disk, before they are normalised, see :meth:`ClipLoader.load`.
+            stored: do it before joints are converted.
         """
         rows = torch.from_numpy(self.rows(part))
         for some in rows.split(batch_size or self.eval_batch_size):
-            yield self._deliver(some, device)
+            if change is None:
+                yield self._deliver(some, device)
+            else:
+                yield self._ready.load(some, change, stored).to(device or "cpu")
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the fitted part."""

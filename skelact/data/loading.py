@@ -19,6 +19,7 @@ from skelact.skeleton.convert import convert
 from skelact.skeleton.layouts import Layout, get_layout
 
 Normalizer = Callable[[RaggedClips], RaggedClips]
+Change = Callable[[RaggedClips], RaggedClips]
 #: Frames that are converted and normalised at a time when a store is made resident.
 CHUNK_FRAMES = 1 << 16
 
@@ -50,15 +51,25 @@ class ClipLoader:
         names = list(store.card["channels"])
         self._kept = None if self.channels == names else [names.index(name) for name in self.channels]
 
-    def load(self, rows: np.ndarray | Tensor) -> RaggedClips:
-        """The clips `rows` (store positions), frames packed in their order, on the CPU."""
+    def load(self, rows: np.ndarray | Tensor, change: Change | None = None, stored: bool = False) -> RaggedClips:
+        """The clips `rows` (store positions), frames packed in their order, on the CPU.
+
+        Args:
+            rows: which clips.
+            change: what is done to them in the layout asked for, before they are normalised (a corruption).
+            stored: do it in the layout of the store, before joints are converted.
+        """
         clips = self.store.clips(np.asarray(rows), residence="ram", channels=self._kept)
         # the sum is a twentieth of the price; it can overflow without anything being wrong
         if not torch.isfinite(clips.frames.sum()) and not torch.isfinite(clips.frames).all():
             raise StoreError(self.store.path, "has coordinates that are not finite numbers; run skelact info on it")
+        if change is not None and stored:
+            clips = change(clips)
         if self.layout != self.source:
             frames, mask = convert(clips.frames, self.source, self.layout, clips.mask, self.score, self.scores)
             clips = RaggedClips(frames, clips.start, clips.length, clips.label, clips.index, mask)
+        if change is not None and not stored:
+            clips = change(clips)
         return clips if self.normalize is None else self.normalize(clips)
 
     def nbytes(self) -> int:

@@ -164,6 +164,7 @@ _MEASURES = {
     "retrieval": "skelact.benchmarks.retrieval.measure",
     "media": "skelact.benchmarks.media.measure",
     "stgcn": "skelact.benchmarks.stgcn.measure",
+    "dstformer": "skelact.benchmarks.dstformer.measure",
 }
 
 

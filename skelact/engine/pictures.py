@@ -13,7 +13,13 @@ from skelact.errors import SkelactError
 
 def plot(cfg: DictConfig) -> int:
     """Draw what was asked for and say where it lies."""
-    makers = {"tsne": _tsne, "confusion": _confusion, "clip": _clip, "subsets": _subsets}
+    makers = {
+        "tsne": _tsne,
+        "confusion": _confusion,
+        "clip": _clip,
+        "subsets": _subsets,
+        "robustness": _robustness,
+    }
     if cfg.kind not in makers:
         raise SkelactError(f"kind={cfg.kind} is none of {', '.join(makers)}")
     for path in makers[str(cfg.kind)](cfg):
@@ -67,9 +73,9 @@ def confusion_figure(run: Path, class_names: list[str]) -> Any:
     from skelact.results import load_scores
 
     scores = load_scores(run)
-    keys = sorted(
-        scores.scores, key=lambda k: (not k.startswith("linear/"), "untrained" in k, "raw" in k, not k.endswith("/all"))
-    )
+    plain = [key for key in scores.scores if not key.startswith(("robustness/", "noise_sweep/"))]
+    keys = sorted(plain, key=lambda k: (not k.startswith("linear/"), "untrained" in k, "raw" in k, k[-4:] != "/all"))
+    keys += [key for key in scores.scores if key.startswith("robustness/") and key.endswith("/clean")]
     known = scores.labels >= 0
     return confusion(scores.labels[known], scores.entry(keys[0]).argmax(1)[known], class_names, keys[0])
 
@@ -134,6 +140,20 @@ def _numbered(batches: Any) -> Any:
     for batch in batches:
         yield first, batch
         first += len(batch)
+
+
+def _robustness(cfg: DictConfig) -> list[Path]:
+    from skelact.engine.robustness_pictures import robustness_figures
+    from skelact.results import read_records
+
+    runs = [_run_dir(str(run)) for run in [cfg.checkpoint, *(cfg.runs or [])]]
+    names = [run.resolve().name for run in runs]
+    names = [n if names.count(n) == 1 else str(run) for n, run in zip(names, runs, strict=True)]
+    figures = robustness_figures({name: read_records(run) for name, run in zip(names, runs, strict=True)})
+    targets = {name: _target(cfg, name) for name in figures}
+    if cfg.output:
+        targets = {name: path.with_stem(f"{path.stem}-{Path(name).stem}") for name, path in targets.items()}
+    return [save(figure, targets[name]) for name, figure in figures.items()]
 
 
 def _subsets(cfg: DictConfig) -> list[Path]:

@@ -23,9 +23,8 @@ from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
 from skelact.methods.layers import ActionHead
 from skelact.methods.supervised import Supervised, count_correct, cross_entropy_sum
-from skelact.objectives import all_reduce, at_least_single, gather, own_rows, world_size
+from skelact.objectives import all_reduce, at_least_single, gather, own_rows, supcon, world_size
 from skelact.objectives.maskclr import class_mean_loss, log_confidence, nt_xent, targeted_class_loss
-from skelact.objectives.supcon import supcon
 from skelact.transforms.draws import Draws
 from skelact.transforms.masking import BATCH_GROUPS, GROUPS, agpm, targeted
 
@@ -314,7 +313,9 @@ class MaskCLR(Supervised):
             loss, self.memory = class_mean_loss(first, second, labels, *sizes, self.memory, self.class_momentum)
             return loss
         if kind in ("supcon", "rowmax"):
-            return supcon(torch.stack([first, second], 1), labels, self.class_temperature, rowmax=kind == "rowmax")
+            raw = kind == "rowmax"
+            views = torch.stack([first, second], 1)
+            return supcon(views, labels, self.class_temperature, row_max=raw, normalize=not raw)
         return first.new_zeros(())
 
     def training_step(self, batch: RaggedClips, batch_idx: int = 0) -> Tensor:

@@ -40,10 +40,11 @@ def nt_xent(
         Mean over the anchors, 0 where there are none.
     """
     n = len(first)
-    vectors = at_least_single(torch.cat([first, second]))
-    if normalise:
-        vectors = F.normalize(vectors, dim=-1)
-    similarity = vectors @ vectors.T / temperature
+    with torch.autocast(first.device.type, enabled=False):
+        vectors = at_least_single(torch.cat([first, second]))
+        if normalise:
+            vectors = F.normalize(vectors, dim=-1)
+        similarity = vectors @ vectors.T / temperature
     positive = similarity.diagonal(n).repeat(2)
     if log_weight is not None:
         positive = positive + log_weight.repeat(2)
@@ -150,4 +151,5 @@ def _class_means(x: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     """Means `(K, D)` of the rows `(B, D)` that `members` `(B, K)` puts into each class, and which have any."""
     weight = members.to(x.dtype)
     count = weight.sum(0)
-    return weight.T @ x / count.clamp_min(1)[:, None], count > 0
+    with torch.autocast(x.device.type, enabled=False):
+        return weight.T @ x / count.clamp_min(1)[:, None], count > 0

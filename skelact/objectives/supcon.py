@@ -16,8 +16,8 @@ def supcon(
     labels: Tensor,
     temperature: float = 0.1,
     base_temperature: float = 0.07,
-    rowmax: bool = False,
-    normalize: bool | None = None,
+    row_max: bool = False,
+    normalize: bool = True,
 ) -> Tensor:
     """Pull the embeddings of a class together and away from all others of the batch.
 
@@ -26,7 +26,7 @@ def supcon(
         loss = -factor * mean_i 1/|P(i)| sum_{p in P(i)} [ l_ip - log sum_{j != i} exp(l_ij) ].
 
     Standard: l_ij = v_i . v_j / temperature, factor = temperature / base_temperature (as the authors' code; 1 in their
-    paper). With `rowmax` (MaskCLR's releases, maskclr.md 6.3): l_ij = S_ij / max_j S_ij of S_ij = v_i . v_j, the
+    paper). With `row_max` (MaskCLR's releases, maskclr.md 6.3): l_ij = S_ij / max_j S_ij of S_ij = v_i . v_j, the
     maximum over the row, i itself included, with its gradient; the temperature cancels and the factor is 1.
 
     The mean is over anchors that have a positive; 0, with a gradient of zeros, where none has.
@@ -36,8 +36,8 @@ def supcon(
         labels: `(B,)` classes; a clip without one (negative) is of a class of its own.
         temperature: of the standard form.
         base_temperature: see above.
-        rowmax: the form of MaskCLR's releases.
-        normalize: scale the embeddings to unit length; None: in the standard form alone.
+        row_max: the form of MaskCLR's releases.
+        normalize: scale the embeddings to unit length; MaskCLR's releases do not.
 
     Returns:
         Scalar, in single precision at least.
@@ -45,10 +45,10 @@ def supcon(
     batch, views, _ = features.shape
     with torch.autocast(features.device.type, enabled=False):
         anchors = at_least_single(features).transpose(0, 1).flatten(0, 1)  # view after view
-        if not rowmax if normalize is None else normalize:
+        if normalize:
             anchors = F.normalize(anchors, dim=1)
         similarity = anchors @ anchors.T
-        if rowmax:
+        if row_max:
             logits, factor = similarity / similarity.max(1, keepdim=True).values.clamp_min(_TINY), 1.0
         else:
             logits, factor = similarity / temperature, temperature / base_temperature

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,9 @@ class Answer:
         scores: `(N, classes)` per-clip scores of the test part, mean over seeds.
         val_scores: the same of the validation part, from heads that have not seen it.
         correct: `(R, N)` percent, the first metric of each repetition and clip: what paired differences are made of.
+        cells: further per-clip scores of the test part, by what follows the row's name in their key.
+        protocol: under which name the row is kept, if not the protocol's own.
+        wall_s: seconds that the answer took; None: since the answer before.
         passes: which streams each pass through the encoder reads; None: one pass with all that are asked.
         extra: further keys of the record.
     """
@@ -47,6 +50,9 @@ class Answer:
     scores: np.ndarray | None = None
     val_scores: np.ndarray | None = None
     correct: np.ndarray | None = None
+    cells: dict[str, np.ndarray] = field(default_factory=dict)
+    protocol: str | None = None
+    wall_s: float | None = None
     passes: Sequence[Subset] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -118,49 +124,60 @@ class Protocol:
         device = torch.device(device) if device is not None else next(method.parameters()).device
         records: list[Record] = []
         first: dict[str, tuple[Record, np.ndarray]] = {}
-        for subject in self._subjects(method, datamodule, run_dir, untrained, device, seed, encoder):
+        costs: dict[tuple[int, Subset], float] = {}
+        found: dict[str, dict[str, np.ndarray]] = {"test": {}, "val": {}}
+        start = time.perf_counter()
+        subjects = self._subjects(method, datamodule, run_dir, untrained, device, seed, encoder)
+        for subject, answer in self.answers(subjects, seed):
             raw = subject.encoder == "raw_pose"
-            costs: dict[Subset, float] = {}
-            found: dict[str, dict[str, np.ndarray]] = {"test": {}, "val": {}}
-            start = time.perf_counter()
-            for answer in self.answer(subject, seed):
-                wall = time.perf_counter() - start
-                passes = [tuple(subset) for subset in answer.passes or [subject.full]]
-                streams = tuple(stream for subset in passes for stream in subset)
-                for subset in passes:
-                    if subset not in costs and not raw:
-                        costs[subset] = forward_gflops(subject.method.to(device), datamodule, streams=subset)
-                size = 0 if raw else encoder_parameters(subject.method, streams)
-                extra = {"encoder": subject.encoder, "streams": "+".join(streams), **answer.extra}
-                records.append(
-                    Record(
-                        protocol=self.name,
-                        method=subject.name,
-                        data=str(datamodule.name),
-                        split=str(datamodule.split),
-                        seed=seed,
-                        metrics=answer.metrics,
-                        ci95=answer.ci95,
-                        selection=answer.selection,
-                        checkpoint=checkpoint if subject.encoder == "pretrained" else None,
-                        fingerprint=str(datamodule.fingerprint),
-                        parameters=size + answer.parameters,
-                        gflops=None if raw else sum(costs[subset] for subset in passes),
-                        wall_s=wall,
-                        samples_per_s=subject.clips / subject.seconds if subject.seconds else None,
-                        device=str(device),
-                        extra=extra,
-                    )
+            wall = time.perf_counter() - start if answer.wall_s is None else answer.wall_s
+            passes = [tuple(subset) for subset in answer.passes or [subject.full]]
+            streams = tuple(stream for subset in passes for stream in subset)
+            for subset in passes:
+                if (id(subject), subset) not in costs and not raw:
+                    cost = forward_gflops(subject.method.to(device), datamodule, streams=subset)
+                    costs[id(subject), subset] = cost
+            size = 0 if raw else encoder_parameters(subject.method, streams)
+            extra = {"encoder": subject.encoder, "streams": "+".join(streams), **answer.extra}
+            protocol = answer.protocol or self.name
+            records.append(
+                Record(
+                    protocol=protocol,
+                    method=subject.name,
+                    data=str(datamodule.name),
+                    split=str(datamodule.split),
+                    seed=seed,
+                    metrics=answer.metrics,
+                    ci95=answer.ci95,
+                    selection=answer.selection,
+                    checkpoint=checkpoint if subject.encoder == "pretrained" else None,
+                    fingerprint=str(datamodule.fingerprint),
+                    parameters=size + answer.parameters,
+                    gflops=None if raw else sum(costs[id(subject), subset] for subset in passes),
+                    wall_s=wall,
+                    samples_per_s=subject.clips / subject.seconds if subject.seconds else None,
+                    device=str(device),
+                    extra=extra,
                 )
-                if answer.correct is not None:
-                    compare(first, "/".join(row_tags(extra)), records[-1], answer.correct, datamodule.groups("test"))
-                for part, values in (("test", answer.scores), ("val", answer.val_scores)):
-                    if values is not None:
-                        found[part][scores_key(self.name, subject.name, extra)] = values
-                start = time.perf_counter()
-            if scores is not None:
-                write_scores(scores, datamodule, found)
+            )
+            if answer.correct is not None:
+                tag = "/".join([protocol, *row_tags(extra)])
+                compare(first, tag, records[-1], answer.correct, datamodule.groups("test"))
+            key = scores_key(protocol, subject.name, extra)
+            for part, values in (("test", answer.scores), ("val", answer.val_scores)):
+                if values is not None:
+                    found[part][key] = values
+            found["test"] |= {f"{key}/{cell}": values for cell, values in answer.cells.items()}
+            start = time.perf_counter()
+        if scores is not None:
+            write_scores(scores, datamodule, found)
         return records
+
+    def answers(self, subjects: Iterable[Subject], seed: int) -> Iterator[tuple[Subject, Answer]]:
+        """Rows of all subjects, one subject after another."""
+        for subject in subjects:
+            for answer in self.answer(subject, seed):
+                yield subject, answer
 
     def answer(self, subject: Subject, seed: int) -> Iterator[Answer]:
         """Rows of one subject; implemented by each protocol."""
@@ -194,8 +211,8 @@ class Protocol:
 
 
 def row_tags(extra: Mapping[str, Any]) -> list[str]:
-    """What tells the rows of one method apart: labels, head, and the streams of a row beside a fused one."""
-    keys = ("labels", "head", "streams") if extra.get("fusion") == "single" else ("labels", "head")
+    """What tells the rows of one method apart: labels, head, fill, and the streams of a row beside a fused one."""
+    keys = ("labels", "head", "fill", "streams") if extra.get("fusion") == "single" else ("labels", "head", "fill")
     return [str(extra[key]) for key in keys if key in extra]
 
 

@@ -143,7 +143,7 @@ class ClassifierProtocol:
                 raise SkelactError(f"{self.name}: a training of its own is needed for {job.folder}: give `train`")
             return done.pop(job) if job in done else train(job)  # type: ignore[misc]
 
-        name = subject or f"{type(method).__name__} {type(method.backbone).__name__}".lower().removesuffix("encoder")
+        name = subject or classifier_name(method)
         rows = [(name if self.fresh or encoder == "pretrained" else f"{name} (untrained)", encoder)]
         if "untrained" in self.baselines and encoder == "pretrained" and not self.fresh and train is not None:
             rows.append((f"{name} (untrained)", "untrained"))
@@ -257,6 +257,11 @@ class ClassifierProtocol:
             extra=extra | more,
         )
         return record, values["top1"]
+
+
+def classifier_name(method: Method) -> str:
+    """`supervised stgcn`: what a classifier is called in tables."""
+    return f"{type(method).__name__} {type(method.backbone).__name__}".lower().removesuffix("encoder")
 
 
 def _parts(datamodule: SkeletonDataModule, fit: str) -> list[str]:

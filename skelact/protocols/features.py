@@ -19,6 +19,7 @@ from torch import Tensor
 from skelact.errors import SkelactError
 
 if TYPE_CHECKING:
+    from skelact.clips import RaggedClips
     from skelact.data.datamodules import SkeletonDataModule
     from skelact.methods.base import Method
 
@@ -136,11 +137,7 @@ def extract_subsets(
     found = {s: torch.from_numpy(np.load(f, allow_pickle=False)) for s, f in files.items() if f.exists()}
     missing = [s for s in wanted if s not in found]
     if missing:
-        amp: AbstractContextManager[Any] = nullcontext()
-        if precision not in (None, "32", "32-true"):
-            if precision not in _PRECISIONS:
-                raise ValueError(f"precision={precision} is not known; choose from {', '.join(_PRECISIONS)}")
-            amp = torch.autocast(device.type, _PRECISIONS[precision])
+        amp = autocast(device, precision)
 
         def encode(views: Tensor, mask: Tensor | None, subset: Subset) -> Tensor:
             with amp:
@@ -157,6 +154,15 @@ def extract_subsets(
                 _save(files[subset], features)
         found.update(fresh)
     return {s: table.with_features(found[s].to(device)) for s in wanted}
+
+
+def autocast(device: torch.device, precision: str | None) -> AbstractContextManager[Any]:
+    """The precision in which an encoder computes; None: that of its weights."""
+    if precision in (None, "32", "32-true"):
+        return nullcontext()
+    if precision not in _PRECISIONS:
+        raise ValueError(f"precision={precision} is not known; choose from {', '.join(_PRECISIONS)}")
+    return torch.autocast(device.type, _PRECISIONS[precision])
 
 
 def raw_pose_subsets(
@@ -298,8 +304,23 @@ class Subject:
             return self.tables(part, wanted)
         union = tuple(s for s in self.method.streams if any(s in subset for subset in wanted))
         table = self.tables(part, [union])[union]
-        blocks = dict(zip(backbone.streams, table.features.chunk(len(backbone.streams), 1), strict=True))
-        return {s: replace(table, features=torch.cat([blocks[stream] for stream in s], 1)) for s in wanted}
+        return {s: replace(table, features=self._columns(table.features, s)) for s in wanted}
+
+    def _columns(self, features: Tensor, subset: Subset) -> Tensor:
+        """Of features `(N, D)` of stacked trunks the columns of some of them."""
+        streams = self.method.backbone.streams
+        blocks = dict(zip(streams, features.chunk(len(streams), 1), strict=True))
+        return torch.cat([blocks[stream] for stream in subset], 1)
+
+    def features(self, batch: RaggedClips) -> Tensor:
+        """`(n, D)` float32 of some clips, as :meth:`own` gives those of a part for all streams that are asked."""
+        views, mask = self.method.sample(batch)
+        if self.encoder == "raw_pose":
+            derived = self.method.derive(views, self.full, mask)
+            return torch.cat([derived[stream].flatten(1) for stream in self.full], 1).float()
+        with autocast(views.device, self.precision):
+            features = self.method.encode(views, self.full, mask)
+        return (self._columns(features, self.full) if self.method.backbone.stacked else features).float()
 
     @property
     def chosen(self) -> Subset:

@@ -117,11 +117,13 @@ def check_p(p: float) -> float:
 
 
 def check_preset(name: str, preset: str) -> str:
-    """The preset as it is.
+    """`corrected` or `as_released`, which transforms know no more than one release of (`as_released_c1`, ...).
 
     Raises:
-        SkelactError: it is neither `corrected` nor `as_released`.
+        SkelactError: it is neither.
     """
+    if preset.startswith("as_released_"):
+        return "as_released"
     if preset not in PRESETS:
         raise SkelactError(f"{name}: preset={preset!r} is not one of {', '.join(PRESETS)}")
     return preset

@@ -31,6 +31,7 @@ def _mix_int(x: int) -> int:
 
 
 _GAMMA = _signed(0x9E3779B97F4A7C15)
+_STRIDE = _signed(0xD1342543DE82EF95)  # odd, so that frames of one clip differ, and large: those of others too
 _MIX1 = _signed(0xBF58476D1CE4E5B9)
 _MIX2 = _signed(0x94D049BB133111EB)
 
@@ -102,6 +103,11 @@ class Draws:
     def rows(self, rows: Tensor) -> Draws:
         """Draws of some of the clips, by position `(K,)` in the batch; each clip draws the same as before."""
         return Draws(self.seed, self.epoch, self.index[rows], self.view_id, self._scope)
+
+    def frames(self, owner: Tensor, frame: Tensor) -> Draws:
+        """Draws of single frames: number `frame` `(G,)` of clip `owner` `(G,)`; each draws the same in any batch."""
+        index = self.index[owner] + (frame + 1) * _STRIDE
+        return Draws(self.seed, self.epoch, index, self.view_id, self._scope)
 
     def integers(self, name: str, high: Tensor | int) -> Tensor:
         """`(N,)` int64, uniform on {0, ..., high - 1}; `high` is a number or `(N,)`."""

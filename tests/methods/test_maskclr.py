@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from skelact.backbones.dstformer import DSTformer
+from skelact.backbones.plain_transformer import PlainTransformer
 from skelact.backbones.umurl import UmURLEncoder
 from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
@@ -19,19 +20,17 @@ from skelact.transforms.views import ViewMaker
 FRAMES = 4
 
 
-def network(absent="exclude", **options):
+def network(kind=DSTformer, **options):
     torch.manual_seed(0)
-    backbone = DSTformer(
-        "h36m17", width=8, token_features=4, depth=1, num_heads=2, max_frames=FRAMES, absent=absent, **options
-    )
+    backbone = kind("h36m17", width=8, token_features=4, depth=1, num_heads=2, max_frames=FRAMES, **options)
     with torch.no_grad():  # far enough from zero for attention to differ between joints
         for parameter in backbone.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
     return backbone
 
 
-def make(cls=MaskCLR, absent="exclude", pack="eval", **options):
-    backbone = network(absent, pack=pack)
+def make(cls=MaskCLR, kind=DSTformer, absent="exclude", pack="eval", unobserved="zero", **options):
+    backbone = network(kind, absent=absent, pack=pack, unobserved=unobserved)
     views = ViewMaker(CenterCrop(FRAMES), Shear(0.5), views=None)
     options = {"optimizer": partial(torch.optim.AdamW, lr=1e-3), "head_hidden": 6, "head_lr": 1e-2} | options
     options |= {} if cls is Supervised else {"msk_path_start_epoch": options.get("msk_path_start_epoch", 0)}
@@ -81,6 +80,7 @@ KINDS = {
     "c2": {"preset": "as_released_c2", "absent": "count"},
     "c2, absent people left out": {"preset": "as_released_c2"},
     "c2, tcl": {"preset": "as_released_c2", "sample_loss": "targeted", "class_loss": "tcl"},
+    "plain transformer, unobserved joints as mask tokens": {"kind": PlainTransformer, "unobserved": "token"},
     "c1": {"preset": "as_released_c1", "absent": "count"},
     "both views, packed": {"second_view": "both", "pack": "always", "bn_update_on_masked": False},
     "targeted, class means": {
@@ -141,9 +141,9 @@ def test_learns(kind):
     key = "loss" if kind == "warm-up" else "ce"
     assert values[-1][key] < values[0][key] and torch.stack(logged).isfinite().all()
     moved = {name for name, value in method.named_parameters() if not torch.equal(value, before[name])}
-    tokens = {"backbone.mask_token"} if method.token_idles and kind != "warm-up" else set()
-    assert {name for name in before if name != "backbone.mask_token"} | tokens >= moved >= tokens
-    assert "heads.all.fc1.weight" in moved and any(name.startswith("backbone.") for name in moved)
+    token = "unobserved" in kind or (method.token_idles and kind != "warm-up")
+    assert ("backbone.mask_token" in moved) == token
+    assert "heads.all.fc1.weight" in moved and any(name.endswith("_embed") for name in moved)
 
 
 def test_absent_people_are_not_masked_and_do_not_matter():

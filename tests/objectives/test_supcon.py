@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from skelact.objectives import gather, supcon
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "maskclr" / "supcon.npz"
-FORMS = {  # golden name -> labels, temperature, rowmax, normalize
+FORMS = {  # golden name -> labels, temperature, row_max, normalize
     "supcon_std_l2_T0.07": ("labels", 0.07, False, True),
     "supcon_std_l2_T0.1": ("labels", 0.1, False, True),
     "supcon_std_l2_T0.07_unique": ("labels_unique", 0.07, False, True),
@@ -29,9 +29,9 @@ def golden():
 @pytest.mark.parametrize("name", FORMS)
 def test_two_views_equal_the_reference_with_gradients(name):
     data = golden()
-    labels, temperature, rowmax, normalize = FORMS[name]
+    labels, temperature, row_max, normalize = FORMS[name]
     views = [data[key].clone().requires_grad_() for key in ("zs", "zm")]
-    loss = supcon(torch.stack(views, 1), data[labels], temperature, rowmax=rowmax, normalize=normalize)
+    loss = supcon(torch.stack(views, 1), data[labels], temperature, row_max=row_max, normalize=normalize)
     loss.backward()
     tolerance = {"rtol": 0, "atol": 2e-5}
     torch.testing.assert_close(loss.detach(), data[name], **tolerance)
@@ -56,10 +56,10 @@ def _clips(seed, clips=6, views=2):
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 1000), st.floats(0.05, 2.0), st.booleans())
-def test_the_temperature_cancels_in_the_rowmaximum_form_alone(seed, temperature, normalize):
+def test_the_temperature_cancels_in_the_row_maximum_form_alone(seed, temperature, normalize):
     features, labels = _clips(seed)
-    assert supcon(features, labels, temperature, rowmax=True, normalize=normalize) == supcon(
-        features, labels, 0.07, rowmax=True, normalize=normalize
+    assert supcon(features, labels, temperature, row_max=True, normalize=normalize) == supcon(
+        features, labels, 0.07, row_max=True, normalize=normalize
     )
     one, other = (supcon(features, labels, x, base_temperature=x) for x in (temperature, temperature * 1.5))
     assert not torch.isclose(one, other, rtol=1e-6)
@@ -67,12 +67,12 @@ def test_the_temperature_cancels_in_the_rowmaximum_form_alone(seed, temperature,
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 1000), st.booleans(), st.integers(1, 3))
-def test_order_of_clips_and_views_does_not_matter(seed, rowmax, views):
+def test_order_of_clips_and_views_does_not_matter(seed, row_max, views):
     features, labels = _clips(seed, views=views)
-    loss = supcon(features, labels, rowmax=rowmax)
+    loss = supcon(features, labels, row_max=row_max)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    assert torch.isclose(supcon(features[order].flip(1), labels[order], rowmax=rowmax), loss, rtol=1e-12)
-    if not rowmax:  # normalised: neither does the length of an embedding
+    assert torch.isclose(supcon(features[order].flip(1), labels[order], row_max=row_max), loss, rtol=1e-12)
+    if not row_max:  # normalised: neither does the length of an embedding
         assert torch.isclose(supcon(features * 7, labels), loss, rtol=1e-12)
 
 
@@ -100,14 +100,14 @@ def test_a_batch_without_any_pair_has_no_loss_and_no_gradient():
     assert torch.equal(features.grad, torch.zeros_like(features))
 
 
-@pytest.mark.parametrize("rowmax", [False, True])
-def test_the_loss_is_single_precision_under_autocast(rowmax):
+@pytest.mark.parametrize("row_max", [False, True])
+def test_the_loss_is_single_precision_under_autocast(row_max):
     features = torch.randn(8, 1, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
     labels = torch.arange(8) // 2
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        lowered = supcon(features, labels, rowmax=rowmax)
+        lowered = supcon(features, labels, row_max=row_max)
     assert lowered.dtype == torch.float32
-    assert torch.equal(lowered, supcon(features.float(), labels, rowmax=rowmax))
+    assert torch.equal(lowered, supcon(features.float(), labels, row_max=row_max))
 
 
 def _on_rank(rank, counts):
