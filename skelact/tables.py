@@ -43,6 +43,7 @@ def gather_results(directories: Sequence[str | Path]) -> list[Record]:
 _SETTING = (
     "labels", "head", "fill", "suite", "reference", "encoder",
     "steps", "recipe", "streams", "fusion", "fuse", "space", "temperature", "weights",
+    "novel", "part",
 )  # fmt: skip
 
 
@@ -212,6 +213,7 @@ def _cell(record: Record, name: str, short: bool = False) -> str:
 _INTERVALS = {
     "linear": "[95 % interval over seeds or label lists and test clips together]",
     "ensemble": "[95 % interval over test clips]",
+    "oneshot": "[95 % interval over queries, of random exemplars over lists and queries together]",
     "robustness": "[95 % interval over heads and test clips; mce, relative_mce: errors in percent of the reference's]",
     "retrieval": "[95 % interval over test clips, with few labels over label lists and test clips together]",
     **dict.fromkeys(
