@@ -212,7 +212,7 @@ def _cell(record: Record, name: str, short: bool = False) -> str:
 _INTERVALS = {
     "linear": "[95 % interval over seeds or label lists and test clips together]",
     "ensemble": "[95 % interval over test clips]",
-    "robustness": "[95 % interval over heads and test clips; mce, relative_mce: errors in percent of the reference's]",
+    "robustness": "[95 % interval over heads and test clips]",
     "retrieval": "[95 % interval over test clips, with few labels over label lists and test clips together]",
     **dict.fromkeys(
         ("supervised", "finetune", "semi", "transfer"),
@@ -259,6 +259,8 @@ def _plain_table(title: str, records: Sequence[Record]) -> Table:
     drop = {0, 1}
     lines = differences(records)
     notes = [_INTERVALS[records[0].protocol]] if records[0].protocol in _INTERVALS and rows else []
+    references = dict.fromkeys(r.extra["reference"] for r in records if "mce" in r.metrics)
+    notes += [f"mce, relative_mce: errors in percent of those of {', '.join(references)}"] if references else []
     notes += ["paired over clips and repetitions:", *(f"  {line}" for line in lines)] if lines else []
     table = _new_table(title, notes)
     for i, name in enumerate(header):
