@@ -257,7 +257,7 @@ class Robustness(Protocol):
         for out in rows:
             scores = torch.cat(out, 1)
             right = 100.0 * (scores.argmax(2) == labels).double()
-            found.append(Cell(right.numpy(), scores.mean(0).half().numpy()))
+            found.append(Cell(right.numpy(), scores.mean(0).clamp(-6e4, 6e4).half().numpy()))
         return found
 
     def _judged(
@@ -308,17 +308,16 @@ class Robustness(Protocol):
         groups = datamodule.groups("test")
         metrics, ci95, more = summarise(values, groups)
         extra: dict[str, Any] = {"fill": fill, "suite": self.suite, "worst": worst, **judge.extra, **more}
+        if fill != "none":
+            extra["filled"] = [name for name, corruption in chosen.items() if corruption.hides]
         if self.reference is not None:
             errors, undefined = corruption_errors(metrics, self.reference.record.metrics, list(chosen), self.severities)
             metrics |= errors
             extra |= {"reference": self.reference.name, "reference_run": str(self.reference.path.parent)}
             extra |= {"without_relative_error": undefined} if undefined else {}
-            found = self.reference.difference(
-                {cell: each.scores for cell, each in own.items() if cell != "clean"},
-                datamodule.clip_names("test"),
-                datamodule.labels("test"),
-                groups,
-            )
+            scores = {cell: each.scores for cell, each in own.items() if cell != "clean"}
+            names, labels = datamodule.clip_names("test"), datamodule.labels("test")
+            found = self.reference.difference(scores, names, labels, groups)
             extra |= {"differences": {f"reference {self.reference.name}": found}} if found else {}
         kept = {cell: found.scores for (cell, how), found in table.items() if how == fill}
         return Answer(
