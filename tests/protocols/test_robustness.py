@@ -113,6 +113,7 @@ def test_a_run_against_itself_has_errors_of_a_hundred_percent(data, supervised, 
     for where in (run, run / "results.json", run / "scores.npz"):
         again, *_ = Robustness(**options, reference=where, baselines=False).run(supervised, data)
         assert again.metrics["mce"] == pytest.approx(100)
+        assert again.ci95["mce"] == pytest.approx((100, 100))
         assert again.metrics.get("relative_mce", 100) == pytest.approx(100)
         assert again.extra["reference"] == "supervised stgcn (base)"
         found = again.extra["differences"]["reference supervised stgcn (base)"]
@@ -125,6 +126,8 @@ def test_a_run_against_itself_has_errors_of_a_hundred_percent(data, supervised, 
         for name in SOME
     ]
     assert other.metrics["mce"] == pytest.approx(100 * np.mean(ratios))
+    low, high = other.ci95["mce"]
+    assert low < other.metrics["mce"] < high
     found = other.extra["differences"]["reference supervised stgcn (base)"]["difference"]
     assert found == pytest.approx(other.metrics["top1/mean"] - records[0].metrics["top1/mean"])
     text = markdown([other, filled])
