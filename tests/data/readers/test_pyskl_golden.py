@@ -6,10 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
 
+from skelact.data.prepare import prepare_dataset
 from skelact.data.readers.pyskl import PysklReader
 from skelact.data.readers.pyskl_poses import scale_points
+from skelact.engine.build import build
 from skelact.skeleton import convert
+from skelact.transforms.draws import Draws
 
 from ..pyskl_files import write
 
@@ -85,6 +91,51 @@ def test_from_the_file_to_the_stored_clip_of_the_released_code(golden, source):
         frames, _ = convert(found[i].frames, "coco17", "h36m17", score_channel=True, scores="as_released")
         rows = golden[f"resample_det_{len(frames)}_to_40"]
         np.testing.assert_allclose(frames[rows].swapaxes(0, 1), golden[f"raw{i}_motion_eval40"], atol=2e-6)
+
+
+def test_from_the_file_to_the_views_of_the_released_code(golden, source, tmp_path, monkeypatch):
+    """Through store, data module, sampling@method.sampler=motionbert and augment=motionbert_released."""
+    with np.load(GOLDEN / "maskclr" / "views2d.npz", allow_pickle=False) as arrays:
+        views = {key: arrays[key] for key in arrays.files}
+    overrides = [
+        "data=ntu60_hrnet", "data.pipeline=motionbert", "data.layout=h36m17", "data.scores=as_released",
+        "preset=as_released", "frames=40", "augment=motionbert_released", "sampling@method.sampler=motionbert",
+        "data.split=default", "data.reader.ntu=null", f"paths.data={tmp_path}", "name=test", "run_dir=test",
+    ]  # fmt: skip
+    with initialize_config_module("skelact.conf", version_base="1.3"):
+        nodes = OmegaConf.to_container(compose("config", overrides=overrides), resolve=True)
+    reader, _ = nodes["data"].pop("reader"), nodes["data"].pop("media")
+    prepare_dataset(build(reader), source, nodes["data"]["store"], strict=True, progress=False)
+    module, sampler = build(nodes["data"]), build(nodes["method"]["sampler"])
+    maker = build(nodes["augment"] | {"views": 1})
+    training, held_out = next(module.batches("train+val")), next(module.batches("test"))
+
+    for clips, place, want in ((training, 0, "raw0_crop22"), (training, 1, "ds_xsub_val_item0"),
+                               (held_out, 1, "ds_xsub_val_item2")):  # fmt: skip
+        out, mask = sampler(clips)
+        assert mask is None
+        np.testing.assert_allclose(out[place], views[want], atol=1e-5)
+    assert (out[0, 1, ..., :2] != 0).all()  # the absent person has become a point
+
+    frozen = np.random.RandomState(0)  # the released code draws frames when it loads the data, the rest at each access
+    access = [np.random.RandomState(500 + item) for item in range(2)]
+    recorded = {"index.jitter": np.stack([frozen.random_sample(40) for _ in range(2)])}
+    recorded["move.angle"] = np.radians([draw.uniform(-10, 10, 2) for draw in access])
+    recorded["move.scale"] = np.stack([draw.uniform(0.9, 1.1, 2) for draw in access])
+    recorded["move.shift"] = np.stack([draw.uniform(-0.1, 0.1, (2, 2)) for draw in access])
+    recorded["crop_scale.ratio"] = np.stack([draw.uniform(1, 3) for draw in access])
+    asked = []
+
+    def uniform(self, name, *shape, low=0.0, high=1.0):
+        asked.append(name)
+        return torch.from_numpy(recorded[name]).float()
+
+    monkeypatch.setattr(Draws, "uniform", uniform)
+    ((out, mask),) = maker(training, Draws(0, 0, training.index))
+    assert mask is None and asked == list(recorded)
+    for item in range(2):
+        np.testing.assert_allclose(out[item], views[f"ds_xsub_train_item{item}"], atol=1e-5)
+        assert views["ds_xsub_train_labels"][item] == training.label[item] == golden[f"raw{item}_label"]
 
 
 def test_ntu_tracks_of_pyskl(tmp_path):
