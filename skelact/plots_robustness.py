@@ -45,15 +45,17 @@ def severity_curves(
         panel.spines[["top", "right"]].set_visible(False)
     for panel in panels[len(names) :]:
         panel.set_visible(False)
-    figure.supxlabel("severity (0: clean)", fontsize=8)
+    for panel in panels[-columns:]:
+        panel.set_xlabel("severity (0: clean)", fontsize=8)
     figure.supylabel("top-1 accuracy, %", fontsize=8)
-    _head(figure, handles, title)
+    _head(figure, {row: handles[row] for row in rows if row in handles}, title)
     return figure
 
 
 def robustness_heatmap(rows: Mapping[str, Mapping[str, float]], title: str = "") -> Figure:
     """Methods (rows) against corruptions (columns): accuracy in percent; `nan` where there is none."""
     names = list(dict.fromkeys(name for values in rows.values() for name in values))
+    names.sort(key=lambda name: name == "mean")  # last
     table = np.array([[values.get(name, np.nan) for name in names] for values in rows.values()])
     figure = _figure(0.5 * len(names) + 3.2, 0.38 * len(rows) + 2.0)
     axes = figure.add_subplot()
@@ -90,10 +92,10 @@ def noise_curves(rows: Mapping[str, Mapping[str, Curve]], title: str = "") -> Fi
         panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks], fontsize=7, rotation=45)
         panel.set_ylim(0, 100)
         panel.set_title(kind, fontsize=9, loc="left")
+        panel.set_xlabel("standard deviation of the noise, longer image side = 2", fontsize=8)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("standard deviation of the noise, longer image side = 2", fontsize=8)
     figure.supylabel("top-1 accuracy, %", fontsize=8)
-    _head(figure, handles, title)
+    _head(figure, {row: handles[row] for row in rows if row in handles}, title)
     return figure
 
 

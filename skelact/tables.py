@@ -43,6 +43,7 @@ def gather_results(directories: Sequence[str | Path]) -> list[Record]:
 _SETTING = (
     "labels", "head", "fill", "suite", "reference", "encoder",
     "steps", "recipe", "streams", "fusion", "fuse", "space", "temperature", "weights",
+    "novel", "part",
 )  # fmt: skip
 
 
@@ -212,7 +213,8 @@ def _cell(record: Record, name: str, short: bool = False) -> str:
 _INTERVALS = {
     "linear": "[95 % interval over seeds or label lists and test clips together]",
     "ensemble": "[95 % interval over test clips]",
-    "robustness": "[95 % interval over heads and test clips; mce, relative_mce: errors in percent of the reference's]",
+    "oneshot": "[95 % interval over queries, of random exemplars over lists and queries together]",
+    "robustness": "[95 % interval over heads and test clips]",
     "retrieval": "[95 % interval over test clips, with few labels over label lists and test clips together]",
     **dict.fromkeys(
         ("supervised", "finetune", "semi", "transfer"),
@@ -223,6 +225,14 @@ _HEADS = (
     "±: half of the 95 % interval over seeds or label lists and test clips. fixed: one classifier trained on all "
     "streams, streams then go missing; own: a classifier (kNN: a gallery) for each subset. More in results.json."
 )
+
+
+def _corruption_rows(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of each corruption's mean over severities; columns: methods and fills."""
+    each = [_brief(r, corruptions=True) for r in records]
+    names = dict.fromkeys(name for r in each for name in r.metrics)
+    header = ["corruption", *(f"{r.method}, {r.extra.get('fill', '')}" for r in each)]
+    return header, [[name, *(_cell(r, name, short=True) for r in each)] for name in names]
 
 
 def rich_tables(records: Sequence[Record]) -> list[Table]:
@@ -241,16 +251,16 @@ def rich_tables(records: Sequence[Record]) -> list[Table]:
 def _robustness_tables(title: str, records: Sequence[Record]) -> list[Table]:
     """Two tables: clean, mean, worst and errors against the reference; then each corruption's mean over severities."""
     main = _plain_table(title, [_brief(r, corruptions=False) for r in records])
-    each = [_brief(r, corruptions=True) for r in records]
     notes = ["mean over severities ±half of the 95 % interval; severities: results.json, skelact plot kind=robustness"]
     for reason in dict.fromkeys(reason for r in records for reason in r.extra.get("skipped", {}).values()):
         skipped = dict.fromkeys(n for r in records for n, why in r.extra.get("skipped", {}).items() if why == reason)
         notes.append(f"left out, {reason}: {', '.join(skipped)}")
     table = _new_table("", notes)
-    for name in ("corruption", *(f"{r.method}\n{r.extra.get('fill', '')}" for r in each)):
-        table.add_column(name, justify="left" if name == "corruption" else "right", no_wrap=True)
-    for name in dict.fromkeys(name for r in each for name in r.metrics):
-        table.add_row(name, *(_cell(r, name, short=True) for r in each))
+    header, rows = _corruption_rows(records)
+    for name in header:
+        table.add_column(name.replace(", ", "\n"), justify="left" if name == "corruption" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     return [main, table]
 
 
@@ -259,6 +269,8 @@ def _plain_table(title: str, records: Sequence[Record]) -> Table:
     drop = {0, 1}
     lines = differences(records)
     notes = [_INTERVALS[records[0].protocol]] if records[0].protocol in _INTERVALS and rows else []
+    references = dict.fromkeys(r.extra["reference"] for r in records if "mce" in r.metrics)
+    notes += [f"mce, relative_mce: errors in percent of those of {', '.join(references)}"] if references else []
     notes += ["paired over clips and repetitions:", *(f"  {line}" for line in lines)] if lines else []
     table = _new_table(title, notes)
     for i, name in enumerate(header):
@@ -335,9 +347,11 @@ def markdown(records: Sequence[Record]) -> str:
     parts = []
     for protocol in dict.fromkeys(r.protocol for r in records):
         own = [r for r in records if r.protocol == protocol]
-        header, rows = table_rows(own)
-        lines = ["| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows]]
-        parts.append("\n".join(lines))
+        tables = [table_rows([_brief(r, corruptions=False) for r in own])]
+        tables += [_corruption_rows(own)] if protocol == "robustness" else []
+        for header, rows in tables:
+            lines = ["| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows]]
+            parts.append("\n".join(lines))
         if paired := differences(own):
             parts.append("Paired over clips and repetitions:\n\n" + "\n".join(f"- {line}" for line in paired))
     return "\n\n".join(parts) + "\n"

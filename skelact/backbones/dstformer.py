@@ -6,13 +6,14 @@ Parameter names are those of the released code.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from skelact.backbones.attention import Attention, Mlp, drop_path
+from skelact.backbones.released import layers, shape_of
 from skelact.backbones.tokens import TokenEncoder
 from skelact.skeleton.layouts import Layout
 
@@ -73,7 +74,13 @@ class DSTformer(TokenEncoder):
         absent: see :class:`TokenEncoder`.
         pack: see :class:`TokenEncoder`.
         unobserved: see :class:`TokenEncoder`.
+        pretrained: file of released weights to begin with; see :meth:`TokenEncoder.load_released`.
     """
+
+    LEFT_OUT: ClassVar[Mapping[str, str]] = {
+        **dict.fromkeys(("head.weight", "head.bias"), "3D-pose head"),
+        **dict.fromkeys(("proj_head.weight", "proj_head.bias"), "projection that nothing uses"),
+    }
 
     def __init__(
         self,
@@ -92,6 +99,7 @@ class DSTformer(TokenEncoder):
         absent: Literal["exclude", "count"] = "exclude",
         pack: Literal["eval", "always", "never"] = "eval",
         unobserved: Literal["zero", "token"] = "zero",
+        pretrained: str | None = None,
     ) -> None:
         super().__init__(
             layout, channels, streams, width, token_features, max_frames, dropout, absent, pack, unobserved
@@ -108,6 +116,22 @@ class DSTformer(TokenEncoder):
         if adaptive_fusion:
             self.ts_attn = nn.ModuleList(nn.Linear(2 * width, 2) for _ in rates)
         self.reset_parameters()
+        if pretrained is not None:
+            self.load_released(pretrained)
+
+    @staticmethod
+    def sizes(state: Mapping[str, Tensor], origin: str) -> dict[str, Any]:
+        """See :class:`TokenEncoder`."""
+        width, channels = shape_of(state, "joints_embed.weight", 2, origin)
+        return {
+            "channels": channels,
+            "width": width,
+            "token_features": shape_of(state, "pre_logits.fc.weight", 2, origin)[0],
+            "depth": layers(state, "blocks_st"),
+            "mlp_ratio": shape_of(state, "blocks_st.0.mlp_s.fc1.weight", 2, origin)[0] / width,
+            "max_frames": shape_of(state, "temp_embed", 4, origin)[1],
+            "adaptive_fusion": "ts_attn.0.weight" in state,
+        }
 
     def reset_parameters(self) -> None:
         """Linear layers and tables N(0, 0.02^2) cut at +-2 (not at two standard deviations), biases 0; equal shares."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from skelact.backbones.attention import Attention, Mlp
+from skelact.backbones.released import layers, shape_of
 from skelact.backbones.tokens import TokenEncoder
 from skelact.skeleton.layouts import Layout
 
@@ -55,7 +56,12 @@ class PlainTransformer(TokenEncoder):
         absent: see :class:`TokenEncoder`.
         pack: see :class:`TokenEncoder`.
         unobserved: see :class:`TokenEncoder`.
+        pretrained: file of released weights to begin with; see :meth:`TokenEncoder.load_released`.
     """
+
+    LEFT_OUT: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("decoder_pred.weight", "decoder_pred.bias"), "prediction of coordinates, of another training"
+    )
 
     def __init__(
         self,
@@ -74,6 +80,7 @@ class PlainTransformer(TokenEncoder):
         absent: Literal["exclude", "count"] = "exclude",
         pack: Literal["eval", "always", "never"] = "eval",
         unobserved: Literal["zero", "token"] = "zero",
+        pretrained: str | None = None,
     ) -> None:
         super().__init__(
             layout, channels, streams, width, token_features, max_frames, dropout, absent, pack, unobserved
@@ -94,6 +101,22 @@ class PlainTransformer(TokenEncoder):
         self.decoder_norm = nn.LayerNorm(token_features)
         self.pre_logits = nn.ModuleDict({"fc": nn.Linear(token_features, token_features)})
         self.reset_parameters()
+        if pretrained is not None:
+            self.load_released(pretrained)
+
+    @staticmethod
+    def sizes(state: Mapping[str, Tensor], origin: str) -> dict[str, Any]:
+        """See :class:`TokenEncoder`."""
+        width, channels = shape_of(state, "joints_embed.weight", 2, origin)
+        return {
+            "channels": channels,
+            "width": width,
+            "token_features": shape_of(state, "decoder_embed.weight", 2, origin)[0],
+            "depth": layers(state, "blocks"),
+            "decoder_depth": layers(state, "decoder_blocks"),
+            "mlp_ratio": shape_of(state, "blocks.0.mlp.fc1.weight", 2, origin)[0] / width,
+            "max_frames": shape_of(state, "temp_embed", 4, origin)[1],
+        }
 
     def reset_parameters(self) -> None:
         """Linear layers Xavier-uniform with biases 0, tables N(0, 0.02^2)."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from os import PathLike
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from skelact.backbones.base import Encoder
+from skelact.backbones.released import CheckpointError, Source, encoder_state, fill, read_state
 from skelact.errors import SkelactError
 from skelact.skeleton.layouts import Layout, get_layout
 
@@ -77,6 +79,9 @@ class TokenEncoder(Encoder):
         SkelactError: more than one stream, or an option that is none of those named.
     """
 
+    LEFT_OUT: ClassVar[Mapping[str, str]] = {}
+    """Tensors of released files that the encoder has no use for, and what they are."""
+
     def __init__(
         self,
         layout: str | Mapping[str, Any] | Layout,
@@ -109,6 +114,37 @@ class TokenEncoder(Encoder):
         self.joints_embed = nn.Linear(channels, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.dropout = nn.Dropout(dropout)
+
+    def load_released(self, source: Source, origin: str = "state dict") -> tuple[str, ...]:
+        """Take the weights of a file of the authors' code, strictly. Only a mask token may be missing.
+
+        Args:
+            source: path, checkpoint or state dict of the encoder or of a network around it; tensors outside the encoder
+                (classifiers) are not looked at.
+            origin: where a state dict comes from, for messages.
+
+        Returns:
+            Names of the encoder's tensors that were left out, all of them in :attr:`LEFT_OUT`.
+
+        Raises:
+            CheckpointError: unreadable, of another encoder, or of other sizes, which the message names.
+        """
+        origin = str(source) if isinstance(source, str | PathLike) else origin
+        state = encoder_state(read_state(source))
+        ours, theirs = self.sizes(self.state_dict(), origin), self.sizes(state, origin)
+        if differing := [f"backbone.{key}={value:g}" for key, value in theirs.items() if ours[key] != value]:
+            raise CheckpointError(f"{origin}: its encoder has other sizes; set {' '.join(differing)}")
+        fill(self, {k: v for k, v in state.items() if k not in self.LEFT_OUT}, origin, optional=("mask_token",))
+        return tuple(name for name in state if name in self.LEFT_OUT)
+
+    @staticmethod
+    def sizes(state: Mapping[str, Tensor], origin: str) -> dict[str, Any]:
+        """Arguments of the constructor that the tensors of an encoder tell.
+
+        Raises:
+            CheckpointError: a tensor that tells them is missing.
+        """
+        raise NotImplementedError("an encoder with released weights defines sizes")
 
     def represent(
         self, x: Tensor, masked: Tensor | None = None, importance: bool = False

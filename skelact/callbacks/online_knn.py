@@ -30,8 +30,9 @@ class OnlineKNN(pl.Callback):
     """Every n epochs: 1-nearest-neighbour accuracy of the validation part with the training part as gallery.
 
     Logs `val/knn1`, `val/feature_std` and `val/effective_rank`. The weights, the mode and all random states of the
-    training stay as they are. The test part is never looked at. Without a validation part only the last two are logged,
-    from training clips. Under several processes each computes the same; rank 0 logs.
+    training stay as they are. The test part is never looked at. Without a validation part, or where that has classes of
+    its own (split `oneshot`), only the last two are logged, from training clips. Under several processes each computes
+    the same; rank 0 logs.
 
     Args:
         every_n_epochs: how often.
@@ -74,7 +75,7 @@ class OnlineKNN(pl.Callback):
         try:
             gallery, labels = self._features(method, data, "train", self.max_gallery)
             values = {"val/feature_std": feature_std(gallery), "val/effective_rank": effective_rank(gallery[:2048])}
-            if data.size("val"):
+            if np.isin(data.labels("val") if data.size("val") else [], data.labels("train")).any():
                 queries, truth = self._features(method, data, "val", self.max_queries)
                 nearest = search(queries, gallery, 1).index[:, 0]
                 values["val/knn1"] = 100.0 * float((labels[nearest] == truth).double().mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 
 from skelact.clips import RaggedClips
 from skelact.data.embedded import open_store
-from skelact.data.label_lists import aimclr_label_subset
+from skelact.data.label_lists import labelled
 from skelact.data.loading import (
     Change,
+    ClassBatches,
     ClipLoader,
     DealtBatches,
     DiskBatches,
@@ -25,7 +26,7 @@ from skelact.data.loading import (
     available_memory,
     given_channels,
 )
-from skelact.data.splits import SplitRule, label_subset, part_rows, resolve
+from skelact.data.splits import part_rows, split_rule
 from skelact.data.store import Store
 from skelact.errors import SkelactError
 from skelact.skeleton.convert import SCORES
@@ -33,7 +34,7 @@ from skelact.skeleton.layouts import Layout, get_layout
 
 RESIDENCES = ("auto", "disk", "ram", "device")
 VARIABLE = (
-    "batch_size", "fit", "validation", "drop_last", "seed",
+    "batch_size", "per_class", "fit", "validation", "drop_last", "seed",
     "label_fraction", "labels_per_class", "label_draw", "label_rule",
 )  # fmt: skip
 
@@ -61,9 +62,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         labels_per_class: keep this many training clips of each class.
         label_fraction: keep this share of the training clips of each class, at least one.
         label_draw: which of the label lists.
-        label_rule: how they are drawn: `names` (:func:`skelact.data.splits.label_subset`), or `aimclr` for a
-            label fraction as AimCLR draws it from clips in the order of their names
-            (:func:`skelact.data.label_lists.aimclr_label_subset`).
+        label_rule: how they are drawn, `names` or `aimclr` (:func:`skelact.data.label_lists.labelled`).
         seed: of the training order.
         drop_last: leave out the last, smaller training batch of an epoch.
         validation: offer the validation part to the trainer.
@@ -96,6 +95,8 @@ class SkeletonDataModule(pl.LightningDataModule):
         fit: str = "train",
         scores: str = "converted",
         label_rule: str = "names",
+        novel: int | Sequence[int | str] | None = None,
+        per_class: int | None = None,
     ) -> None:
         super().__init__()
         if residence not in RESIDENCES:
@@ -107,7 +108,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         self.store_path, self.split, self.name = str(store), str(split), name  # `data.split=1` is a number
         self.batch_size, self.eval_batch_size, self.num_workers = batch_size, eval_batch_size, num_workers
         self.seed, self.drop_last, self.validation, self.fit = seed, drop_last, validation, fit
-        self.scores = scores
+        self.scores, self.novel, self.per_class = scores, novel, per_class
         self._layout, self._normalize, self._wanted_residence = layout, normalize, residence
         self._expected = {"persons": persons, "channels": channels, "num_classes": num_classes, "pipeline": pipeline}
         self._pipeline = pipeline
@@ -155,15 +156,15 @@ class SkeletonDataModule(pl.LightningDataModule):
                 f"data.layout={wanted} does not suit the store {store.path} of layout {stored.name!r}: {error} "
                 f"(set data.layout={stored.name})"
             ) from error
+        self._rule = split_rule(store, self.split, self.novel)
         self._parts = self._divide(store)
-        self._rule = SplitRule.from_dict(store.card["splits"][self.split])
         self._loader = loader
 
     def variant(self, **changes: Any) -> SkeletonDataModule:
         """The same clips, frames shared, with other options.
 
         Args:
-            changes: any of `batch_size`, `fit`, `validation`, `drop_last`, `seed`, `label_fraction`,
+            changes: any of `batch_size`, `per_class`, `fit`, `validation`, `drop_last`, `seed`, `label_fraction`,
                 `labels_per_class`, `label_draw` and `label_rule`.
         """
         store = self.store
@@ -277,11 +278,11 @@ class SkeletonDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches of the fitted part."""
-        rank, world = self._ranks()
-        rows = self.rows(self.fit)
-        return self._dataloader(
-            DealtBatches(rows, self.batch_size, rank, world, shuffle=True, seed=self.seed, drop_last=self.drop_last)
-        )
+        rows, ranks = self.rows(self.fit), self._ranks()
+        if self.per_class is not None:
+            labels = self.labels(self.fit)
+            return self._dataloader(ClassBatches(rows, labels, self.batch_size, self.per_class, *ranks, self.seed))
+        return self._dataloader(DealtBatches(rows, self.batch_size, *ranks, True, self.seed, self.drop_last))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         """The validation part in store order; none when switched off or when the split has none."""
@@ -315,22 +316,12 @@ class SkeletonDataModule(pl.LightningDataModule):
 
     def _divide(self, store: Store) -> dict[str, np.ndarray]:
         """Rows of the parts; of the training side those that keep their label."""
-        parts = resolve(store, self.split)
+        parts = self._rule.parts(store.columns)
         for part in ("train", "train+val"):
-            parts[part] = parts[part][self._labelled(store.names[parts[part]], store.label[parts[part]])]
+            names, labels = store.names[parts[part]], store.label[parts[part]]
+            few = self.label_fraction, self.labels_per_class, self.label_draw
+            parts[part] = parts[part][labelled(names, labels, self.label_rule, *few)]
         return parts
-
-    def _labelled(self, names: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        if self.label_rule == "names":
-            return label_subset(names, labels, self.label_fraction, self.labels_per_class, self.label_draw)
-        if self.label_rule != "aimclr":
-            raise SkelactError(f"data.label_rule={self.label_rule!r} is neither names nor aimclr")
-        if self.labels_per_class is not None:
-            raise SkelactError("data.label_rule=aimclr draws a label_fraction; leave labels_per_class out")
-        if self.label_fraction is None:
-            return np.arange(len(labels))
-        order = np.argsort(names, kind="stable")
-        return np.sort(order[aimclr_label_subset(labels[order], self.label_fraction, self.label_draw)])
 
     def _ranks(self) -> tuple[int, int]:
         if self.trainer is not None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from skelact.data.splits import label_subset
 from skelact.errors import SkelactError
 
 
@@ -38,3 +39,40 @@ def aimclr_label_subset(labels: Sequence[int] | np.ndarray, fraction: float, see
     for members in rows.values():
         taken += draw.sample(members, round(fraction * len(members)))
     return np.array(sorted(taken), np.int64)
+
+
+def labelled(
+    names: np.ndarray,
+    labels: np.ndarray,
+    rule: str = "names",
+    fraction: float | None = None,
+    per_class: int | None = None,
+    draw: int = 0,
+) -> np.ndarray:
+    """Positions of the clips that keep their label by a rule: `names` or `aimclr`.
+
+    Args:
+        names: `(N,)` clip names.
+        labels: `(N,)` classes.
+        rule: `names` (:func:`skelact.data.splits.label_subset`), or `aimclr` for a fraction as AimCLR draws it from
+            clips in the order of their names.
+        fraction: of each class.
+        per_class: clips of each class.
+        draw: which list.
+
+    Returns:
+        Ascending int64 positions.
+
+    Raises:
+        SkelactError: an unknown rule, or numbers that do not fit it.
+    """
+    if rule == "names":
+        return label_subset(names, labels, fraction, per_class, draw)
+    if rule != "aimclr":
+        raise SkelactError(f"data.label_rule={rule!r} is neither names nor aimclr")
+    if per_class is not None:
+        raise SkelactError("data.label_rule=aimclr draws a label_fraction; leave labels_per_class out")
+    if fraction is None:
+        return np.arange(len(labels))
+    order = np.argsort(names, kind="stable")
+    return np.sort(order[aimclr_label_subset(labels[order], fraction, draw)])

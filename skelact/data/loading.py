@@ -199,11 +199,7 @@ class DealtBatches(DistributedSampler):
                 return list(self.rows.split(self.batch_size))
             count = -(-len(self.rows) // (self.batch_size * self.num_replicas)) * self.num_replicas
             return list(self.rows.tensor_split(count))[self.rank :: self.num_replicas]
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = self.rows[torch.randperm(len(self.rows), generator=generator)]
-        batches = list(order.split(self.batch_size))
-        if self.drop_rest and len(batches) > 1 and len(batches[-1]) < self.batch_size:
-            batches.pop()
+        batches = self._global_batches(torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch))
         # ranks take equal shares: up to world - 1 clips of a last, smaller batch wait for another epoch
         shares = [len(batch) // self.num_replicas for batch in batches]
         return [
@@ -212,8 +208,76 @@ class DealtBatches(DistributedSampler):
             if share
         ]
 
+    def _global_batches(self, generator: torch.Generator) -> list[Tensor]:
+        """Training batches of all ranks together in this epoch."""
+        order = self.rows[torch.randperm(len(self.rows), generator=generator)]
+        batches = list(order.split(self.batch_size))
+        if self.drop_rest and len(batches) > 1 and len(batches[-1]) < self.batch_size:
+            batches.pop()
+        return batches
+
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self._batches())
 
     def __len__(self) -> int:
         return len(self._batches())
+
+
+class ClassBatches(DealtBatches):
+    """Training batches of m clips of each of P classes, dealt to ranks as :class:`DealtBatches` are.
+
+    Each global batch draws P of the classes, and m clips of each: different ones, but for a class with fewer than m
+    clips, of which it draws with replacement. An epoch has as many batches as the clips would fill. Classes, not clips,
+    are equally likely: in an epoch some clips of a large class are not seen, those of a small one often. All this is as
+    with the usual m-per-class sampler. Clips without a class are left out.
+
+    Args:
+        rows: `(n,)` store rows of the part.
+        labels: `(n,)` their classes.
+        batch_size: clips of a global batch, P * m.
+        per_class: m.
+        rank, world: this process and how many there are.
+
+    Raises:
+        SkelactError: the batch is not a multiple of m, or there are fewer than P classes.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        batch_size: int,
+        per_class: int,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+    ) -> None:
+        order = np.argsort(labels, kind="stable")[(labels < 0).sum() :]
+        super().__init__(np.asarray(rows)[order], batch_size, rank, world, shuffle=True, seed=seed)
+        _, counts = np.unique(labels[order], return_counts=True)
+        if per_class < 1 or batch_size % per_class:
+            raise SkelactError(f"data.batch_size={batch_size} is not a multiple of data.per_class={per_class}")
+        if len(counts) * per_class < batch_size:
+            raise SkelactError(
+                f"data.batch_size={batch_size} with data.per_class={per_class} takes {batch_size // per_class} "
+                f"classes, and there are {len(counts)} to train on: at most data.batch_size={len(counts) * per_class}"
+            )
+        self.per_class = per_class
+        self.count = torch.from_numpy(counts)
+        self.first = self.count.cumsum(0) - self.count  # rows are sorted by class
+
+    def _global_batches(self, generator: torch.Generator) -> list[Tensor]:
+        number = max(len(self.rows) // self.batch_size, 1)
+        chance = torch.rand(number, len(self.count), generator=generator, dtype=torch.float64)
+        classes = chance.argsort(1)[:, : self.batch_size // self.per_class]
+        count = self.count[classes]
+        chance = torch.rand(*classes.shape, self.per_class, generator=generator, dtype=torch.float64)
+        chosen = torch.empty(chance.shape, dtype=torch.int64)
+        for i in range(self.per_class):  # Floyd's sampling of m different numbers below `count`, for all at once
+            last = count - self.per_class + i
+            some = (chance[..., i] * (last + 1)).long()
+            taken = (chosen[..., :i] == some[..., None]).any(-1)
+            chosen[..., i] = torch.where(taken, last, some)
+        few = count[..., None] < self.per_class
+        chosen = torch.where(few, (chance * count[..., None]).long(), chosen)
+        return list(self.rows[(self.first[classes][..., None] + chosen).flatten(1)])

@@ -123,6 +123,7 @@ class _Projected(Reader):
             **card,
             "layout": get_layout(f"{card['layout']['name']}_2d").to_dict(),
             "channels": ["x", "y", "score"],
+            "pipeline": "simulated",
             "unit": "half of the image's width, of a simulated projection of 3D joints; simulated confidences",
             "source": f"SIMULATED 2D poses (skelact, rule {VERSION}), not of a pose estimator: 3D joints through a "
             f"pinhole camera; errors, confidences and losses are made up; from: {card['source']}",

@@ -20,6 +20,10 @@ from skelact.errors import SkelactError
 PARTS = ("train", "val", "test", "train+val")
 #: Enters every few-label draw; a change of the drawing rule must change it, and with it every list.
 LABEL_RULE = "v1"
+#: The split of new classes, which every labelled store has.
+ONESHOT = "oneshot"
+#: Every so manyth class is new where neither the set nor the user says which are.
+EVERY = 3
 
 
 class SplitError(SkelactError):
@@ -110,17 +114,108 @@ def _among(columns: Mapping[str, np.ndarray], factor: str, values: Sequence[Any]
         raise SplitError(f"column {factor!r} holds whole numbers, the split asks for {list(values)}") from None
 
 
-def resolve(store: Store, split: str) -> dict[str, np.ndarray]:
-    """Rows of train, val, test and train+val of a named split of the store's card.
+def split_rule(store: Store, split: str, novel: int | Sequence[int | str] | None = None) -> SplitRule:
+    """The rule of a split: the card's, or of `oneshot` that of :func:`oneshot_rule` where the card has none.
+
+    Args:
+        store: the clips.
+        split: its name.
+        novel: the new classes of `oneshot`, see :func:`oneshot_rule`; the card's rule for it then does not count.
 
     Raises:
-        SplitError: there is no such split (the message lists those that are), or its rule does not fit the clips.
+        SplitError: there is no such split (the message lists those that are), or `novel` does not fit.
     """
     rules = store.card["splits"]
+    if novel is not None and split != ONESHOT:
+        raise SplitError(f"data.novel={novel} chooses the new classes of data.split={ONESHOT}, not of {split!r}")
+    if split == ONESHOT and (novel is not None or split not in rules):
+        return oneshot_rule(store.columns, store.class_names, EVERY if novel is None else novel)
     if split not in rules:
-        have = ", ".join(sorted(rules)) or "none"
+        have = ", ".join(sorted({*rules, ONESHOT}))
         raise SplitError(f"{store.name} has no split {split!r}; choose data.split from: {have}")
-    return SplitRule.from_dict(rules[split]).parts(store.columns)
+    return SplitRule.from_dict(rules[split])
+
+
+def resolve(store: Store, split: str, novel: int | Sequence[int | str] | None = None) -> dict[str, np.ndarray]:
+    """Rows of train, val, test and train+val of a named split; of `oneshot` also its exemplars.
+
+    Raises:
+        SplitError: there is no such split, or its rule does not fit the clips.
+    """
+    return split_rule(store, split, novel).parts(store.columns)
+
+
+def oneshot_rule(
+    columns: Mapping[str, np.ndarray], class_names: Sequence[str], novel: int | Sequence[int | str] = EVERY
+) -> SplitRule:
+    """The one-shot split of any set: some classes are new, the clips of all others train.
+
+    Frozen rule, v1. `novel=n`: labels 0, n, 2n, ... are new (6 gives the new classes of NTU RGB+D 120's protocol). Of
+    the other classes, ascending, every n-th from the second on validates (every third where the new ones are named),
+    unless either side would keep fewer than two. Exemplars of the new classes by :func:`choose_exemplars`.
+
+    Args:
+        columns: of the clips table; `label` and `name` are used, and what :func:`choose_exemplars` looks at.
+        class_names: by label.
+        novel: a number, or the new classes by name or label.
+
+    Raises:
+        SplitError: an unknown class, or fewer than two classes on either side.
+    """
+    there = np.unique(columns["label"][columns["label"] >= 0]).tolist()
+    step = novel if isinstance(novel, int) else EVERY
+    if step < 2:
+        raise SplitError(f"data.novel={novel}: every class would be new; give a number above 1 or a list of classes")
+    new = [label for label in there if label % step == 0] if isinstance(novel, int) else _labels(novel, class_names)
+    rest = [label for label in there if label not in new]
+    if missing := [class_names[label] for label in new if label not in there]:
+        raise SplitError(f"data.novel: there are no clips of {', '.join(missing)}")
+    if len(new) < 2 or len(rest) < 2:
+        raise SplitError(f"data.novel={novel}: {len(new)} new classes and {len(rest)} others; each must be two or more")
+    val = rest[1::step]
+    rows = np.flatnonzero(np.isin(columns["label"], new))
+    return SplitRule(
+        "label",
+        train=tuple(rest),
+        test=tuple(new),
+        val=("label", tuple(val)) if min(len(val), len(rest) - len(val)) > 1 else None,
+        exemplars=("name", tuple(columns["name"][choose_exemplars(columns, rows)].tolist())),
+    )
+
+
+def choose_exemplars(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """One clip of each class, filmed alike: what one-shot recognition compares with, where a set names no exemplars.
+
+    Frozen rule, v1. Subject and camera (as far as there are such columns) are those with clips of the most of these
+    classes, the lowest of equals; of these clips the exemplar is the first by name. A class without such a clip takes
+    the first of all its clips.
+
+    Args:
+        columns: of the clips table.
+        rows: `(n,)` rows to choose from, with a label each.
+
+    Returns:
+        `(K,)` rows, one for each class, ascending by class.
+    """
+    rows = rows[np.argsort(columns["name"][rows], kind="stable")]
+    label = columns["label"][rows]
+    factors = [columns[factor][rows].tolist() for factor in ("subject", "camera") if factor in columns]
+    conditions: list[tuple[Any, ...]] = list(zip(*factors, strict=True)) or [()] * len(rows)
+    classes: dict[tuple[Any, ...], set[int]] = {}
+    for condition, own in zip(conditions, label.tolist(), strict=True):
+        classes.setdefault(condition, set()).add(own)
+    best = min(classes, key=lambda condition: (-len(classes[condition]), condition), default=())
+    alike = np.array([condition == best for condition in conditions], bool)
+    first = [np.flatnonzero((label == own) & (alike if own in classes[best] else True))[0] for own in np.unique(label)]
+    return rows[first]
+
+
+def _labels(classes: Sequence[int | str], names: Sequence[str]) -> list[int]:
+    """Labels of classes given by name or label, ascending."""
+    known = {**{str(label): label for label in range(len(names))}, **{name: k for k, name in enumerate(names)}}
+    if unknown := [str(one) for one in classes if str(one) not in known]:
+        raise SplitError(f"data.novel: there is no class {unknown[0]!r}; the classes are {', '.join(names)}")
+    return sorted({known[str(one)] for one in classes})
 
 
 def part_rows(parts: Mapping[str, np.ndarray], part: str, split: str, name: str) -> np.ndarray:

@@ -144,6 +144,22 @@ def build(node: Mapping[str, Any], where: str = "config", **arguments: Any) -> A
         raise
 
 
+def blank(method: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's node without the file of weights that its backbone begins with: others follow, or none shall.
+
+    Weights of a checkpoint of ours take their place, and what such a checkpoint says must not open files.
+    """
+    backbone = method.get("backbone")
+    if not isinstance(backbone, Mapping) or "pretrained" not in backbone:
+        return dict(method)
+    return {**method, "backbone": {**backbone, "pretrained": None}}
+
+
+def released(config: Mapping[str, Any]) -> str | None:
+    """The file of released weights that the backbone of a run begins with; one with a checkpoint begins with that."""
+    return None if config.get("checkpoint") else (config["method"].get("backbone") or {}).get("pretrained")
+
+
 def check_types(node: Any, where: str = "config") -> None:
     """Walk a plain config and refuse a number, text or switch where the constructor says it takes another.
 

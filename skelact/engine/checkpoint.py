@@ -15,7 +15,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from skelact import __version__
 from skelact.callbacks.run_card import KEY
-from skelact.engine.build import build
+from skelact.engine.build import blank, build
 from skelact.errors import SkelactError
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def _refuse_interpolation(node: Any, where: str) -> None:
 
 def restore(content: Mapping[str, Any], name: str) -> Method:
     """Build the method a checkpoint describes and fill it with the weights, strictly."""
-    method = build(content[KEY]["config"]["method"], where=f"{name}: method")
+    method = build(blank(content[KEY]["config"]["method"]), where=f"{name}: method")
     missing, unexpected = method.load_state_dict(content["state_dict"], strict=False)
     if missing or unexpected:
         raise CheckpointError(

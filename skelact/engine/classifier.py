@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skelact.engine.build import build, locate
+from skelact.engine.build import blank, build, locate
 from skelact.errors import SkelactError
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class Trainings:
         datamodule = self.datamodule.variant(**config["training_data"])
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(job.seed)
-            method = build(config["method"], "method")
+            method = build(config["method"] if self.protocol.fresh else blank(config["method"]), "method")
             if job.pretrained and self.source is not None:
                 take_backbone(method, self.source)
             logger = MetricsCSV(folder / METRICS)

@@ -30,8 +30,7 @@ def robustness_figures(runs: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
         curves = {name: _severities(record) for name, record in robust.items()}
         dashed = [name for name, record in robust.items() if record.extra.get("fill") != "none"]
         for name in dashed:  # what cannot be filled has no second line
-            plain = curves.get(name.removesuffix(f", {robust[name].extra['fill']}"), {})
-            curves[name] = {c: points for c, points in curves[name].items() if points != plain.get(c)}
+            curves[name] = {c: curves[name][c] for c in robust[name].extra["filled"]}
         figures["robustness_curves.png"] = severity_curves(curves, dashed, title)
         rows = {name: _means(record) for name, record in robust.items()}
         figures["robustness_heatmap.png"] = robustness_heatmap(rows, f"{title}, mean over severities")

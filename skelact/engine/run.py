@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from skelact.engine.build import build, build_data, locate
+from skelact.engine.build import blank, build, build_data, locate, released
 from skelact.engine.settings import ConfigError, freeze, write_yaml
 from skelact.errors import SkelactError
 
@@ -161,10 +161,10 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
     if pretrained is not None and not classifies(config["protocol"], config["selected"]):
         method = pretrained
     else:
-        method = build(config["method"], "method")
+        method = build(blank(config["method"]) if config.get("resume") or pretrained else config["method"], "method")
         if pretrained is not None:
             take_backbone(method, pretrained, str(config["checkpoint"]))
-    fresh, trained, alone = pretrained is None, False, functools.cache(_alone_again)
+    fresh, trained, alone = pretrained is None and not released(config), False, functools.cache(_alone_again)
     device = pick_device(config["trainer"])
     records: list[Record] = []
     loggers: list[Any] = []
@@ -224,7 +224,7 @@ def untrained(config: Mapping[str, Any], seed: int) -> Any:
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return build(config["method"], "method").eval()
+        return build(blank(config["method"]), "method").eval()
 
 
 def _accepted(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,9 +251,9 @@ def _checkpoint_name(config: Mapping[str, Any], run_dir: Path, trained: bool) ->
 
 
 def _source(config: Mapping[str, Any]) -> str:
-    """Dataset and split that the weights come from, in words."""
+    """Dataset and split, or released file, that the weights come from."""
     data = config.get("source") or config["data"]
-    return f"{data['name']} {data['split']}"
+    return released(config) or f"{data['name']} {data['split']}"
 
 
 def pick_device(trainer: Mapping[str, Any]) -> Any:
@@ -357,7 +357,7 @@ def _announce(config: Mapping[str, Any], datamodule: Any, method: Any, run_dir: 
     from rich.console import Console
 
     parameters = sum(p.numel() for p in method.parameters())
-    source = f" from {config['checkpoint']}" if config.get("checkpoint") else ""
+    source = f" from {weights}" if (weights := config.get("checkpoint") or released(config)) else ""
     split, streams = config["data"].get("split", ""), "+".join(method.streams)
     lines = [
         f"method    {type(method).__name__}{source}, {parameters / 1e6:.2f} M parameters, streams {streams}",

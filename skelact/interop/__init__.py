@@ -6,8 +6,9 @@ from collections.abc import Callable
 from os import PathLike
 from typing import Any
 
+from skelact.backbones.released import CheckpointError, Source, read_state
 from skelact.interop.contrastive import load_aimclr, load_caca, load_cmal, load_crosclr, load_skeletonclr
-from skelact.interop.reading import CheckpointError, Source, read_state
+from skelact.interop.motionbert import load_maskclr, load_motionbert
 from skelact.interop.umurl import load_umurl
 from skelact.methods.base import Method
 
@@ -20,6 +21,8 @@ SYSTEMS: dict[str, Callable[..., Method]] = {
     "crosclr": load_crosclr,
     "cmal": load_cmal,
     "caca": load_caca,
+    "motionbert": load_motionbert,
+    "maskclr": load_maskclr,
 }
 """Importers by name of the system."""
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from skelact.backbones.released import CheckpointError, refuse, shape_of
 from skelact.backbones.stgcn import STGCN
-from skelact.interop.reading import CheckpointError, refuse, shape_of
 from skelact.methods.base import Method
 from skelact.methods.caca import CACA, CMAL
 from skelact.methods.moco import AimCLR, CrosSCLR, SkeletonCLR

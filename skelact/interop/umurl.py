@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from skelact.backbones.released import CheckpointError, fill, shape_of
 from skelact.backbones.umurl import UmURLEncoder
-from skelact.interop.reading import CheckpointError, fill, shape_of
 from skelact.methods.umurl import UmURL
 from skelact.skeleton.layouts import get_layout
 from skelact.transforms.sampling import CenterCrop

@@ -41,6 +41,9 @@ class Method(pl.LightningModule):
     """True where batch statistics are taken over all ranks. Our layers do that themselves: the trainer's flag of the
     same name, which converts to a CUDA-only layer, is not needed."""
 
+    space = "feature"
+    """In which clips are compared one with another: the encoder's features, or the method's own `embedding`."""
+
     def __init__(
         self,
         backbone: Encoder,
@@ -165,3 +168,14 @@ class Method(pl.LightningModule):
             return optimizer
         schedule = {"scheduler": self.scheduler(optimizer), "interval": self.scheduler_interval}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+def with_rate(groups: Sequence[Mapping[str, Any]], module: nn.Module, lr: float | None) -> list[dict[str, Any]]:
+    """Parameter groups in which a module's parameters have a learning rate of their own; None: as they were."""
+    if lr is None:
+        return [dict(group) for group in groups]
+    own, split = set(module.parameters()), []
+    for group in groups:
+        split.append({**group, "params": [p for p in group["params"] if p not in own]})
+        split.append({**group, "params": [p for p in group["params"] if p in own], "lr": lr})
+    return [group for group in split if group["params"]]

@@ -313,8 +313,6 @@ class MaskCLR(Supervised):
             loss, self.memory = class_mean_loss(first, second, labels, *sizes, self.memory, self.class_momentum)
             return loss
         if kind in ("supcon", "rowmax"):
-            alone = -1 - torch.arange(len(labels), device=labels.device)  # a clip without label is its own class
-            labels = torch.where(labels < 0, alone, labels)
             raw = kind == "rowmax"
             views = torch.stack([first, second], 1)
             return supcon(views, labels, self.class_temperature, row_max=raw, normalize=not raw)

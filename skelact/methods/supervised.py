@@ -17,7 +17,7 @@ from skelact.backbones.base import Encoder
 from skelact.backbones.tokens import TokenEncoder
 from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
-from skelact.methods.base import Method
+from skelact.methods.base import Method, with_rate
 from skelact.methods.layers import ActionHead
 from skelact.objectives import all_reduce, world_size
 
@@ -191,15 +191,7 @@ class Supervised(Method):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """See :class:`Method`; each group is split where the heads have a learning rate of their own."""
-        groups = super().parameter_groups()
-        if self.head_lr is None:
-            return groups
-        heads, split = set(self.heads.parameters()), []
-        for group in groups:
-            ours = [p for p in group["params"] if p in heads]
-            split.append({**group, "params": [p for p in group["params"] if p not in heads]})
-            split.append({**group, "params": ours, "lr": self.head_lr})
-        return [group for group in split if group["params"]]
+        return with_rate(super().parameter_groups(), self.heads, self.head_lr)
 
     def classify(self, batch: RaggedClips, streams: Sequence[str] | None = None) -> Tensor:
         """Class scores `(N, num_classes)` of a batch: :meth:`sample`, then :meth:`logits`."""

@@ -33,11 +33,11 @@ def supcon(
 
     Args:
         features: `(B, W, D)`; those of all ranks, which the caller has gathered (:func:`skelact.objectives.gather`).
-        labels: `(B,)` classes.
+        labels: `(B,)` classes; a clip without one (negative) is of a class of its own.
         temperature: of the standard form.
         base_temperature: see above.
         row_max: the form of MaskCLR's releases.
-        normalize: scale the embeddings to unit length.
+        normalize: scale the embeddings to unit length; MaskCLR's releases do not.
 
     Returns:
         Scalar, in single precision at least.
@@ -53,7 +53,8 @@ def supcon(
         else:
             logits, factor = similarity / temperature, temperature / base_temperature
         own = torch.eye(views * batch, dtype=torch.bool, device=features.device)
-        classes = labels.repeat(views)
+        alone = -1 - torch.arange(batch, device=labels.device)
+        classes = torch.where(labels < 0, alone, labels).repeat(views)
         positives = (classes[:, None] == classes) & ~own
         log = logits - logits.masked_fill(own, -torch.inf).logsumexp(1, keepdim=True)
         count = positives.sum(1)

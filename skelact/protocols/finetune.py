@@ -115,7 +115,7 @@ class Finetune(ClassifierProtocol):
         recipe, changes = self.recipes[self._number(job)], super().changes(job)
         changes["method"] = {**self.network, "head_only": self.train == "head", **recipe.method()}
         changes["trainer"] = recipe.trainer()
-        changes["data"] |= {"batch_size": recipe.batch_size} if recipe.batch_size else {}
+        changes["data"] |= {"per_class": None, **({"batch_size": recipe.batch_size} if recipe.batch_size else {})}
         return changes
 
     def facts(self, job: Job) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Corruption errors against a reference run, as ImageNet-C has them, and paired differences to it."""
+"""Corruption errors against a reference run, as ImageNet-C has them, and what paired comparisons with it need."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skelact.errors import SkelactError
-from skelact.protocols.base import paired, scores_key
+from skelact.protocols.base import scores_key
 from skelact.results import Record, Scores, load_scores, read_records
 
 if TYPE_CHECKING:
@@ -53,6 +53,30 @@ def corruption_errors(
             undefined.append(name)
     means = {"mce": plain, "relative_mce": relative}
     return {name: float(np.mean(each)) for name, each in means.items() if each}, undefined
+
+
+def mce_interval(
+    own: np.ndarray, reference: np.ndarray, groups: np.ndarray, draws: int = 4_000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of `mce` over test clips, the same clips drawn for both sides, whole groups at a time.
+
+    Args:
+        own: `(C, N)` error of each corruption and clip, mean over severities.
+        reference: the same of the reference; its corruptions without any error are left out.
+        groups: `(N,)` groups of the clips.
+        draws: bootstrap repetitions.
+        seed: of the resampling.
+    """
+    counted = reference.sum(1) > 0
+    _, group = np.unique(groups, return_inverse=True)
+    count = int(group.max()) + 1
+    sums = np.stack([[np.bincount(group, each, count) for each in side[counted]] for side in (own, reference)])
+    weight = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=draws)
+    errors, others = np.einsum("dg,scg->sdc", weight, sums)
+    defined = (others > 0).sum(1)  # a draw of clips may leave the reference without error
+    ratios = np.divide(errors, others, out=np.zeros_like(errors), where=others > 0).sum(1)
+    low, high = np.quantile(100.0 * ratios[defined > 0] / defined[defined > 0], [0.025, 0.975])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -112,28 +136,21 @@ class Reference:
                 f"the same protocol.corruptions and protocol.severities"
             )
 
-    def difference(
-        self, scores: Mapping[str, np.ndarray], names: Sequence[str], labels: np.ndarray, groups: np.ndarray
-    ) -> dict[str, Any] | None:
-        """Paired difference of the mean accuracy over corruptions, on the same clips; None where scores are missing.
+    def right(self, cells: Sequence[str], names: Sequence[str], labels: np.ndarray) -> np.ndarray | None:
+        """`(cells, N)` percent right in each cell (`drift/3`) and clip; None where per-clip scores are missing.
 
-        Of several heads the mean of their scores decides, here and there.
+        Of several heads the mean of their scores decides.
 
         Args:
-            scores: cell, for example `drift/3`, -> `(N, classes)`.
+            cells: which.
             names: N clip names.
             labels: `(N,)` classes.
-            groups: `(N,)` groups of the clips.
         """
         if self.scores is None:
             return None
         key = scores_key(PROTOCOL, self.record.method, self.record.extra)
-        if any(f"{key}/{cell}" not in self.scores.scores for cell in scores):
-            return None
         where = {str(name): row for row, name in enumerate(self.scores.names)}
-        if set(where) != set(names):
+        if set(where) != set(names) or any(f"{key}/{cell}" not in self.scores.scores for cell in cells):
             return None
         rows = [where[name] for name in names]
-        own = np.mean([each.argmax(1) == labels for each in scores.values()], 0)
-        other = np.mean([self.scores.entry(f"{key}/{cell}")[rows].argmax(1) == labels for cell in scores], 0)
-        return paired(100.0 * own[None], 100.0 * other[None], groups, "top1/mean")
+        return np.stack([100.0 * (self.scores.entry(f"{key}/{cell}")[rows].argmax(1) == labels) for cell in cells])

@@ -15,12 +15,12 @@ from torch import Tensor
 from skelact.clips import RaggedClips
 from skelact.data.datamodules import SkeletonDataModule
 from skelact.errors import SkelactError
-from skelact.protocols.base import Answer, Protocol, summarise
+from skelact.protocols.base import Answer, Protocol, paired, summarise
 from skelact.protocols.classifier import classifier_name
 from skelact.protocols.features import FeatureTable, Subject, autocast
 from skelact.protocols.linear import LinearProbe, train_heads
 from skelact.protocols.neighbours import search
-from skelact.protocols.reference import Reference, corruption_errors
+from skelact.protocols.reference import Reference, corruption_errors, mce_interval
 from skelact.protocols.retrieval import class_scores
 from skelact.skeleton.layouts import get_layout
 from skelact.transforms.corruptions import (
@@ -257,7 +257,7 @@ class Robustness(Protocol):
         for out in rows:
             scores = torch.cat(out, 1)
             right = 100.0 * (scores.argmax(2) == labels).double()
-            found.append(Cell(right.numpy(), scores.mean(0).half().numpy()))
+            found.append(Cell(right.numpy(), scores.mean(0).clamp(-6e4, 6e4).half().numpy()))
         return found
 
     def _judged(
@@ -308,18 +308,20 @@ class Robustness(Protocol):
         groups = datamodule.groups("test")
         metrics, ci95, more = summarise(values, groups)
         extra: dict[str, Any] = {"fill": fill, "suite": self.suite, "worst": worst, **judge.extra, **more}
+        if fill != "none":
+            extra["filled"] = [name for name, corruption in chosen.items() if corruption.hides]
         if self.reference is not None:
             errors, undefined = corruption_errors(metrics, self.reference.record.metrics, list(chosen), self.severities)
             metrics |= errors
             extra |= {"reference": self.reference.name, "reference_run": str(self.reference.path.parent)}
             extra |= {"without_relative_error": undefined} if undefined else {}
-            found = self.reference.difference(
-                {cell: each.scores for cell, each in own.items() if cell != "clean"},
-                datamodule.clip_names("test"),
-                datamodule.labels("test"),
-                groups,
-            )
-            extra |= {"differences": {f"reference {self.reference.name}": found}} if found else {}
+            cells = [f"{name}/{severity}" for name in chosen for severity in self.severities]
+            other = self.reference.right(cells, datamodule.clip_names("test"), datamodule.labels("test"))
+            if other is not None:
+                ours, theirs = np.stack(list(stack.values())), other.reshape(len(chosen), len(self.severities), -1)
+                ci95["mce"] = mce_interval(100.0 - ours.mean((1, 2)), 100.0 - theirs.mean(1), groups)
+                found = paired(values["top1/mean"], theirs.mean((0, 1))[None], groups, "top1/mean")
+                extra |= {"differences": {f"reference {self.reference.name}": found}}
         kept = {cell: found.scores for (cell, how), found in table.items() if how == fill}
         return Answer(
             metrics, ci95, judge.selection, judge.parameters, correct=values["top1/mean"], cells=kept, extra=extra

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -173,6 +174,27 @@ def test_an_empty_part_is_named(tmp_path):
         module.val_dataloader()
     with pytest.raises(SkelactError, match="part 'test'"):
         module.test_dataloader()
+
+
+@pytest.mark.parametrize("residence", ["disk", "ram"])
+def test_changed_clips_are_read_converted_changed_and_normalised(store, residence):
+    options = {"layout": "ntu25", "normalize": "center", "residence": residence, "eval_batch_size": 5}
+    module = SkeletonDataModule(str(store.path), "xsub", **options)
+    plain = list(module.batches("test"))
+    seen = []
+
+    def twice(clips: RaggedClips) -> RaggedClips:
+        seen.append(clips.shape[1])
+        return replace(clips, frames=2 * clips.frames)
+
+    for stored, joints in ((False, 25), (True, module.store.shape[2])):
+        seen.clear()
+        changed = list(module.batches("test", device="cpu", change=twice, stored=stored))
+        assert set(seen) == {joints} and len(seen) == len(plain)
+        for a, b in zip(plain, changed, strict=True):
+            assert torch.allclose(2 * a.compact().frames, b.frames, atol=1e-5) and torch.equal(a.index, b.index)
+    for a, b in zip(plain, module.batches("test"), strict=True):
+        _equal(a, b)  # what is resident stays
 
 
 def test_validation_is_optional(tmp_path, store):

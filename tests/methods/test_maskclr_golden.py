@@ -24,8 +24,7 @@ def load(name):
 def fill(method, golden, prefix):
     """Take the weights of a released state, whose names begin with `prefix`."""
     state = {key.removeprefix(prefix): value for key, value in golden.items() if key.startswith(prefix)}
-    own = method.backbone.state_dict()
-    method.backbone.load_state_dict({key: state.get(f"backbone.{key}", value) for key, value in own.items()})
+    method.backbone.load_released({k: v for k, v in state.items() if k.startswith("backbone.")})
     names = {"fc1": "fc1", "norm": "bn", "fc2": "fc2"}
     ours = method.head.state_dict()
     for key in ours:

@@ -86,6 +86,12 @@ def test_an_anchor_without_positive_is_a_negative_only():
     assert torch.isclose(supcon(features, labels), expected, rtol=1e-12)
 
 
+def test_a_clip_without_label_is_a_class_of_its_own():
+    features, _ = _clips(4, clips=5)
+    unlabelled = torch.tensor([0, -1, 0, -1, 1])
+    assert supcon(features, unlabelled) == supcon(features, torch.tensor([0, 7, 0, 8, 1]))
+
+
 def test_a_batch_without_any_pair_has_no_loss_and_no_gradient():
     features = torch.randn(4, 1, 3, requires_grad=True)
     loss = supcon(features, torch.arange(4))

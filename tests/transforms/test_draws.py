@@ -94,6 +94,16 @@ def test_coin_and_subset():
     torch.testing.assert_close(share, torch.full((25,), 0.6), rtol=0, atol=0.05)
 
 
+def test_frames_draw_for_themselves_in_any_company():
+    some = draws(3).frames(torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 1, 0, 5, 6]))
+    other = draws(2).frames(torch.tensor([1, 0]), torch.tensor([0, 1]))
+    values = some.normal("x", 4, 3)
+    assert torch.equal(values[[2, 1]], other.normal("x", 4, 3)) and len(values.unique()) == 60
+    assert not torch.equal(values, some.scope("s").normal("x", 4, 3))
+    many = draws(500).frames(torch.arange(500).repeat_interleave(40), torch.arange(40).repeat(500)).uniform("x")
+    assert many.view(500, 40).mean(0).std() < 0.03 and many.view(500, 40).mean(1).std() < 0.06
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_draws_the_same_bits():

@@ -204,7 +204,8 @@ class PysklReader(Reader):
             card |= {"pipeline": self.coordinates, "repair": self.repair, "min_score": self.min_score}
         if self.ntu:
             counts = ntu_protocols.published(self.ntu)
-            counts["splits"].pop("oneshot", None)  # the files have other lists for it
+            if "exemplars" not in self._rules.get("oneshot", {}):
+                counts["splits"].pop("oneshot", None)
             card["published"] = counts
         return card
 
@@ -266,7 +267,10 @@ class PysklReader(Reader):
         if self.flat and (bare := sum("keypoint_score" not in as_dict(found[i.key]) for i in sound if not i.version)):
             notes.append(f"{bare} clips have no keypoint_score; it is taken as 1")
         subjects = {key: numbers["subject"] for key, numbers in ntu.items()} if named else None
-        self._rules = table.rules(subjects, ntu_protocols.SPLITS[self.ntu] if self.ntu else {})
+        known = ntu_protocols.SPLITS[self.ntu] if self.ntu else {}
+        self._rules = table.rules(subjects, known)
+        if named and "oneshot" in known:
+            self._rules.setdefault("oneshot", known["oneshot"])
         self.notes = notes
         people = max((people_in(found[item.key]) for item in sound), default=1)
         self.persons = self._given_persons or max(min(people, MAX_PERSONS), 1)
