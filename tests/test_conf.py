@@ -114,7 +114,7 @@ def test_experiments_compose_and_build(name):
     with torch.device("meta"):
         method = build(config["method"], "method")
     assert sum(p.numel() for p in method.parameters()) > 10_000
-    assert len(method.streams) == (1 if name.startswith(("maskclr", "motionbert")) else 3)
+    assert len(method.streams) == (1 if name.startswith(("maskclr", "motionbert", "stgcn")) else 3)
 
 
 @pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n.startswith("umurl_ntu")])

@@ -172,16 +172,25 @@ def raw_pose_subsets(
     wanted: Sequence[Subset],
     device: torch.device | str | None = None,
 ) -> dict[Subset, FeatureTable]:
-    """The baseline without any network: the method's evaluation views themselves, flattened stream after stream."""
+    """The baseline without any network: :func:`raw_pose` of every clip of a part, stream after stream."""
     device = torch.device(device) if device is not None else next(method.parameters()).device
     single = sorted({(stream,) for subset in wanted for stream in subset})
     table = _Columns(datamodule, part)
 
     def encode(views: Tensor, mask: Tensor | None, subset: Subset) -> Tensor:
-        return method.derive(views, subset, mask)[subset[0]].flatten(1)
+        return raw_pose(method, views, mask, subset)
 
     found = _collect(encode, method, datamodule, part, single, device)
     return {s: table.with_features(torch.cat([found[(x,)] for x in s], 1).to(device)) for s in wanted}
+
+
+def raw_pose(method: Method, views: Tensor, mask: Tensor | None, streams: Subset) -> Tensor:
+    """The method's evaluation views themselves, flattened stream after stream `(N, D)`: coordinates, without scores.
+
+    In a cosine, confidences of 2D poses, all positive and of size 1, would outweigh the coordinates.
+    """
+    derived = method.derive(views, streams, mask)
+    return torch.cat([derived[stream][..., : method.layout.dims].flatten(1) for stream in streams], 1)
 
 
 @torch.inference_mode()
@@ -316,8 +325,7 @@ class Subject:
         """`(n, D)` float32 of some clips, as :meth:`own` gives those of a part for all streams that are asked."""
         views, mask = self.method.sample(batch)
         if self.encoder == "raw_pose":
-            derived = self.method.derive(views, self.full, mask)
-            return torch.cat([derived[stream].flatten(1) for stream in self.full], 1).float()
+            return raw_pose(self.method, views, mask, self.full).float()
         with autocast(views.device, self.precision):
             features = self.method.encode(views, self.full, mask)
         return (self._columns(features, self.full) if self.method.backbone.stacked else features).float()

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from skelact.protocols.features import extract, extract_subsets, raw_pose_subsets, subset_name, subsets
+from skelact.backbones.dstformer import DSTformer
+from skelact.methods.supervised import Supervised
+from skelact.protocols.features import extract, extract_subsets, raw_pose, raw_pose_subsets, subset_name, subsets
+from skelact.transforms.sampling import CenterCrop
 
 
 def test_every_clip_once_in_store_order(data, make) -> None:
@@ -50,6 +53,14 @@ def test_raw_pose_is_the_views_themselves(data, make) -> None:
     views, _ = method.sample(next(iter(data.batches("test", 100))))
     assert torch.equal(tables[("joint",)].features, views.flatten(1))
     assert tables[("joint", "motion")].features.shape[1] == 2 * views[0].numel()
+
+
+def test_raw_pose_leaves_confidences_out() -> None:
+    backbone = DSTformer("h36m17", width=8, token_features=4, depth=1, num_heads=2)
+    method = Supervised(backbone, "h36m17", CenterCrop(4), 3)
+    views = torch.rand(2, 1, 4, 17, 3)
+    pose = raw_pose(method, views, None, ("joint",))
+    assert torch.equal(pose, views[..., :2].flatten(1))
 
 
 def test_unknown_precision_is_refused(data, make) -> None:
