@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from omegaconf import DictConfig
 
 from skelact.errors import SkelactError
@@ -19,6 +20,8 @@ def plot(cfg: DictConfig) -> int:
         "clip": _clip,
         "subsets": _subsets,
         "robustness": _robustness,
+        "attention": _attention,
+        "pathways": _pathways,
     }
     if cfg.kind not in makers:
         raise SkelactError(f"kind={cfg.kind} is none of {', '.join(makers)}")
@@ -60,11 +63,15 @@ def tsne_figure(
     from skelact.protocols.features import extract
 
     table = extract(method, datamodule, part, streams)
-    rows = np.arange(len(table))
-    if len(rows) > limit:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
+    rows = _limited(len(table), limit, seed)
     features, labels = table.features.cpu().numpy()[rows], table.labels.cpu().numpy()[rows]
     return embedding(features, labels, datamodule.class_names, title, seed)
+
+
+def _limited(count: int, limit: int, seed: int) -> np.ndarray:
+    """At most `limit` of `count` rows, ascending."""
+    rows = np.arange(count)
+    return rows if count <= limit else np.sort(np.random.default_rng(seed).choice(rows, limit, replace=False))
 
 
 def confusion_figure(run: Path, class_names: list[str]) -> Any:
@@ -110,7 +117,21 @@ def _clip(cfg: DictConfig) -> list[Path]:
     from skelact.plots import clip_frames, save_gif
 
     _, datamodule, _ = load_run(str(cfg.checkpoint))
-    names, labels = datamodule.clip_names(str(cfg.part)), datamodule.labels(str(cfg.part))
+    clip, title = _chosen(cfg, datamodule)
+    frames, mask = clip.clip(0).cpu().numpy(), clip.clip_mask(0).cpu().numpy()
+    pictures = clip_frames(frames, datamodule.layout, mask, title)
+    return [save_gif(_target(cfg, "clip.gif"), pictures, _rate(datamodule, len(frames), len(pictures)))]
+
+
+def _rate(datamodule: Any, frames: int, pictures: int) -> float:
+    """Pictures a second, so that a clip that was thinned keeps its duration."""
+    return min(float(datamodule.card.get("fps") or 30.0) * pictures / frames, 30.0)
+
+
+def _chosen(cfg: DictConfig, datamodule: Any, device: Any = None) -> tuple[Any, str]:
+    """The one clip that was asked for, as a batch, and a title."""
+    part = str(cfg.part)
+    names, labels = datamodule.clip_names(part), datamodule.labels(part)
     wanted = cfg.clip
     if wanted is None:
         position = 0
@@ -119,27 +140,83 @@ def _clip(cfg: DictConfig) -> list[Path]:
     elif str(wanted) in names:
         position = names.index(str(wanted))
     else:
-        raise SkelactError(f"clip={wanted}: the {cfg.part} part has {len(names)} clips, such as {names[0]!r}")
-    for first, batch in _numbered(datamodule.batches(str(cfg.part))):
-        if first <= position < first + len(batch):
-            row = position - first
-            frames = batch.clip(row).cpu().numpy()
-            mask = batch.clip_mask(row).cpu().numpy()
-            break
+        raise SkelactError(f"clip={wanted}: the {part} part has {len(names)} clips, such as {names[0]!r}")
     title = (
         f"{datamodule.class_names[labels[position]]}\n{names[position]}" if labels[position] >= 0 else names[position]
     )
-    pictures = clip_frames(frames, datamodule.layout, mask, title)
-    # Thinned clips keep their duration.
-    fps = float(datamodule.card.get("fps") or 30.0) * len(pictures) / len(frames)
-    return [save_gif(_target(cfg, "clip.gif"), pictures, min(fps, 30.0))]
-
-
-def _numbered(batches: Any) -> Any:
     first = 0
-    for batch in batches:
-        yield first, batch
+    for batch in datamodule.batches(part, device=device):
+        if position < first + len(batch):
+            break
         first += len(batch)
+    return batch.select(torch.tensor([position - first], device=batch.start.device)), title
+
+
+@torch.inference_mode()
+def _attention(cfg: DictConfig) -> list[Path]:
+    from skelact.engine.run import load_run, pick_device
+    from skelact.plots import attention, clip_frames, save_gif
+
+    if cfg.colours not in ("range", "released"):
+        raise SkelactError(f"colours={cfg.colours} is neither range nor released")
+    method, datamodule, config = load_run(str(cfg.checkpoint))
+    device = pick_device({"accelerator": cfg.accelerator})
+    method.eval().to(device)
+    batch, title = _chosen(cfg, datamodule, device)
+    views, mask = method.sample(batch)
+    found = _importance(method, views, mask, str(cfg.checkpoint))
+    seen = mask if mask is not None else (views != 0).any(-1)
+    clip, importance, seen = (x[0].transpose(0, 1).cpu().numpy() for x in (views, found, seen))
+    target, released = _target(cfg, "attention.png"), cfg.colours == "released"
+    if target.suffix.lower() == ".gif":
+        pictures = clip_frames(clip, datamodule.layout, seen, title, importance=importance, released=released)
+        return [save_gif(target, pictures, _rate(datamodule, int(batch.length[0]), len(pictures)))]
+    title = f"{config['name']}: {title}".replace("\n", ", ")
+    return [save(attention(clip, importance, datamodule.layout, seen, title, released=released), target)]
+
+
+def _importance(method: Any, views: torch.Tensor, mask: torch.Tensor | None, run: str) -> torch.Tensor:
+    """How much attention each joint of `(N, M, T, V, C)` receives, `(N, M, T, V)`."""
+    from skelact.backbones.tokens import TokenEncoder
+
+    if hasattr(method, "importance"):
+        found: torch.Tensor = method.importance(views, mask)
+        return found
+    if not isinstance(method.backbone, TokenEncoder):
+        raise SkelactError(
+            f"kind=attention: {type(method.backbone).__name__} of {run} has no attention to joints; it needs a run "
+            f"with backbone=dstformer or backbone=plain_transformer"
+        )
+    people = method.backbone.people(method.derive(views, mask=mask), mask)
+    _, importance = method.backbone.represent(people.rows, people.unobserved, importance=True)
+    assert importance is not None
+    return people.unpack(importance)
+
+
+@torch.inference_mode()
+def _pathways(cfg: DictConfig) -> list[Path]:
+    from skelact.engine.run import load_run, pick_device
+    from skelact.plots import pathways
+    from skelact.transforms.draws import Draws
+
+    method, datamodule, config = load_run(str(cfg.checkpoint))
+    if not hasattr(method, "pathways"):
+        raise SkelactError(
+            f"kind=pathways: {type(method).__name__} of {cfg.checkpoint} has one pathway only; it needs a run with "
+            f"method=maskclr (kind=tsne shows the features of any method)"
+        )
+    device = pick_device({"accelerator": cfg.accelerator})
+    method.eval().to(device)
+    part, found = str(cfg.part), []
+    for batch in datamodule.batches(part, device=device):
+        hidden = method.pathways(*method.sample(batch), Draws(int(cfg.seed), 0, batch.index))
+        found.append({name: values.float().cpu() for name, values in hidden.items()})
+    labels = np.asarray(datamodule.labels(part))
+    rows = _limited(len(labels), int(cfg.max_clips), int(cfg.seed))
+    features = {name: torch.cat([each[name] for each in found]).numpy()[rows] for name in found[0]}
+    title = f"{config['name']}: hidden features, {part} part"
+    figure = pathways(features, labels[rows], datamodule.class_names, title, int(cfg.seed))
+    return [save(figure, _target(cfg, "pathways.png"))]
 
 
 def _robustness(cfg: DictConfig) -> list[Path]:
