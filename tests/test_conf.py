@@ -153,6 +153,19 @@ def test_published_recipes_of_maskclr_are_whole(name):
     )  # the release's, without its head of 3D poses, and a mask token
 
 
+def test_the_published_one_shot_recipe_is_whole():
+    config = composed("experiment=motionbert_oneshot_ntu120")
+    data, method, optimizer = config["data"], config["method"], config["method"]["optimizer"]
+    assert (data["split"], data["fit"], data["batch_size"], data["per_class"]) == ("oneshot", "train+val", 32, 2)
+    assert (config["frames"], config["trainer"]["max_epochs"], data["layout"]) == (100, 50, "h36m17")
+    assert (optimizer["lr"], method["head_lr"], optimizer["weight_decay"]) == (1e-4, 1e-3, 0.01)
+    assert (method["temperature"], method["num_views"], method["scheduler"]["gamma"]) == (0.1, 1, 0.99)
+    assert (method["backbone"]["dropout"], method["dropout"]) == (0.1, 0.0) and config["evaluate"] == ["oneshot"]
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build(method).parameters())
+    assert parameters == 42_466_317 - 1_539 + 512 + 17_827_840
+
+
 def test_own_configs_are_found(tmp_path, monkeypatch, capsys):
     from skelact.cli import main
 

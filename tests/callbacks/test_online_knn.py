@@ -56,6 +56,12 @@ def test_numbers_on_validation_with_training_gallery() -> None:
     assert few["val/knn1"] in (0.0, 50.0, 100.0)
 
 
+def test_classes_that_are_not_trained_are_not_looked_for() -> None:
+    data = Data()
+    data.parts = {"train": torch.tensor([1.0, 2.0]), "val": torch.tensor([-1.5, -0.5])}
+    assert set(OnlineKNN(1).measure(Linear(), data)) == {"val/feature_std", "val/effective_rank"}
+
+
 def test_without_validation_only_spread_and_rank() -> None:
     data = Data()
     data.parts.pop("val")

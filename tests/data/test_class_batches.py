@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from skelact.data.datamodules import SkeletonDataModule
 from skelact.data.loading import ClassBatches
+from skelact.engine.resume import ContinuingLoader
 from skelact.errors import SkelactError
 
 from .conftest import write_store
@@ -69,6 +72,15 @@ def test_classes_are_drawn_alike_and_their_clips_too():
     np.testing.assert_allclose(share, 0.25, atol=0.02)
     each = np.bincount(rows[labels[rows] == 1])[2:12] / (labels[rows] == 1).sum()
     np.testing.assert_allclose(each, 0.1, atol=0.02)
+
+
+def test_a_resumed_epoch_goes_on_where_it_stopped(tmp_path):
+    write_store(tmp_path / "s")
+    loader = SkeletonDataModule(str(tmp_path / "s"), "xsub", batch_size=4, per_class=2).train_dataloader()
+    loader.sampler.set_epoch(7)
+    whole = list(loader)
+    rest = list(ContinuingLoader(loader, SimpleNamespace(epoch=7, batches=len(whole) + 1)))
+    assert len(rest) == len(whole) - 1 and all(map(torch.equal, rest, whole[1:]))
 
 
 def test_clips_without_a_class_are_left_out():

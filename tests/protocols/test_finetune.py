@@ -162,6 +162,8 @@ def test_few_labels(data, classifier, tmp_path):
         ("pretrained", "25 %", 9), ("pretrained", "50 %", 18), ("raw_pose", "25 %", 9), ("raw_pose", "50 %", 18),
     ]  # fmt: skip
     assert all(r.extra["repetitions"] == 2 for r in records)
+    # batches of a class's clips are for the pretraining: recipes shuffle
+    assert data.variant(per_class=2).variant(**protocol.changes(Job(0, True, 0.5))["data"]).per_class is None
     released = data.variant(**Semi(0.5, label_rule="aimclr").changes(Job(0, True, 0.5))["data"])
     order = np.argsort(data.clip_names("train+val"))
     rows = order[aimclr_label_subset(data.labels("train+val")[order], 0.5, 0)]

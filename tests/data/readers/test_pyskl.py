@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from skelact.data.datamodules import SkeletonDataModule
 from skelact.data.prepare import prepare_dataset
 from skelact.data.readers.base import Clip, DamagedClip
-from skelact.data.readers.ntu_protocols import SPLITS, TRAIN_SUBJECTS_60
+from skelact.data.readers.ntu_protocols import EXEMPLARS, SPLITS, TRAIN_SUBJECTS_60
 from skelact.data.readers.pyskl import PysklReader
 from skelact.data.readers.pyskl_splits import held_out, origin
-from skelact.data.splits import resolve
+from skelact.data.splits import SplitRule, resolve
 from skelact.data.store import Store
 from skelact.errors import SkelactError
 
@@ -132,6 +132,21 @@ def test_one_shot_lists(tmp_path):
     assert [name for name in names if sides[name] == "exemplar"] == new[:1]
     assert [name for name in names if sides[name] == "test"] == new[1:]
     assert rule["train"] == ["auxiliary"] and rule["exemplars"] == {"factor": "split_oneshot", "values": ["exemplar"]}
+
+
+def test_ntu_120_has_its_one_shot_split_whatever_the_file_lists(tmp_path):
+    names = [*EXEMPLARS[:2], "S001C001P001R001A001", "S001C001P001R001A002", "S001C001P001R001A003"]
+    notes = [annotation(name, int(name[-3:]) - 1, seed=k) for k, name in enumerate(names)]
+    split = {"xsub_train": names[2:], "xsub_val": names[:2]}
+    reader, items = scanned(tmp_path, {"split": split, "annotations": notes}, ntu=120)
+    card = reader.card(items)
+    parts = SplitRule.from_dict(card["splits"]["oneshot"]).parts(
+        {key: np.array([item.columns.get(key, item.name) for item in items]) for key in ("name", "action")}
+    )
+    found = {part: [items[row].name for row in rows] for part, rows in parts.items()}
+    assert found["exemplars"] == names[:2] and found["test"] == names[2:3]
+    assert found["val"] == names[3:4] and found["train"] == names[4:]
+    assert card["published"]["splits"]["oneshot"] == {"train+val": 95_001, "test": 18_924, "exemplars": 20}
 
 
 def test_lists_that_do_not_fit_are_noted(tmp_path):
