@@ -101,8 +101,8 @@ class SkeletonDataModule(pl.LightningDataModule):
         super().__init__()
         if residence not in RESIDENCES:
             raise SkelactError(f"data.residence={residence!r} is not one of {', '.join(RESIDENCES)}")
-        if scores not in SCORES:
-            raise SkelactError(f"data.scores={scores!r} is not one of {', '.join(SCORES)}")
+        if scores not in (*SCORES, "none"):
+            raise SkelactError(f"data.scores={scores!r} is not one of {', '.join(SCORES)}, none")
         if fit not in ("train", "train+val"):
             raise SkelactError(f"data.fit={fit!r} is not one of train, train+val")
         self.store_path, self.split, self.name = str(store), str(split), name  # `data.split=1` is a number
@@ -131,7 +131,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         self.name = self.name or store.name
         found = {
             "persons": store.card["persons"],
-            "channels": len(given_channels(store.card)),
+            "channels": len(given_channels(store.card, self.scores)),
             "num_classes": len(store.class_names),
             "pipeline": store.card.get("pipeline"),
         }

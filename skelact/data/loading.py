@@ -24,11 +24,14 @@ Change = Callable[[RaggedClips], RaggedClips]
 CHUNK_FRAMES = 1 << 16
 
 
-def given_channels(card: Mapping[str, Any]) -> list[str]:
-    """Names of the channels that batches of a store have: the layout's coordinates, then `score` where it has one."""
+def given_channels(card: Mapping[str, Any], scores: str = "converted") -> list[str]:
+    """Names of the channels that batches of a store have: the layout's coordinates, then `score` where it has one.
+
+    With `scores="none"` the coordinates alone.
+    """
     names = [str(name) for name in card["channels"]]
     dims = get_layout(card["layout"]).dims
-    return names[:dims] + ["score"] * ("score" in names[dims:])
+    return names[:dims] + ["score"] * (scores != "none" and "score" in names[dims:])
 
 
 class ClipLoader:
@@ -37,16 +40,16 @@ class ClipLoader:
     Every residence reads through this, so their batches are equal. Picklable for loader workers.
 
     Of the store's channels the coordinates of its layout are handed out, and a `score` as the last one where there is
-    one; others (pixels, tracking states) stay in the store.
+    one; others (pixels, tracking states) stay in the store, and so does the score with `scores="none"`.
     """
 
     def __init__(
         self, store: Store, layout: Layout, normalize: Normalizer | None = None, scores: str = "converted"
     ) -> None:
-        self.scores = scores
+        self.scores = "converted" if scores == "none" else scores
         self.store, self.layout, self.normalize = store, layout, normalize
         self.source = get_layout(store.card["layout"])
-        self.channels = given_channels(store.card)
+        self.channels = given_channels(store.card, scores)
         self.score = self.channels[-1] == "score"
         names = list(store.card["channels"])
         self._kept = None if self.channels == names else [names.index(name) for name in self.channels]
