@@ -68,7 +68,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         validation: offer the validation part to the trainer.
         fit: part that is trained on, `train` or `train+val`.
         scores: where joints are converted to another layout, confidences move along (`converted`) or keep their order
-            (`as_released`, see :func:`skelact.skeleton.convert`).
+            (`as_released`, see :func:`skelact.skeleton.convert`); `none`: batches have coordinates alone.
     """
 
     def __init__(

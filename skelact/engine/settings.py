@@ -163,7 +163,7 @@ def complete_from_card(cfg: DictConfig) -> None:
     facts = {
         "layout": card["layout"],
         "persons": card["persons"],
-        "channels": len(given_channels(card)),
+        "channels": len(given_channels(card, str(data.get("scores")))),
         "num_classes": len(card["class_names"]),
     }
     for key in wanted:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from skelact.data import project
+from skelact.data.datamodules import SkeletonDataModule
 from skelact.data.prepare import prepare_dataset
 from skelact.data.project import (
     DECAY,
@@ -19,6 +21,7 @@ from skelact.data.project import (
 from skelact.data.simulate import HDM05ViewsReader
 from skelact.data.splits import resolve
 from skelact.data.store import Store
+from skelact.errors import SkelactError
 from skelact.skeleton.layouts import get_layout
 
 from .originals import write_ucla, write_utd
@@ -135,3 +138,15 @@ def test_frozen():
 
 FROZEN_SEEN = 736
 FROZEN_JOINT = [-0.0515625, -0.265625, 0.85400390625]
+
+
+def test_confidences_can_be_left_in_the_store(tmp_path):
+    store = tmp_path / "store"
+    write_utd(tmp_path / "files")
+    prepare_dataset(UTDMHAD2DReader(), tmp_path / "files", store, progress=False)
+    plain = SkeletonDataModule(str(store), "xsub", scores="none", channels=2)
+    (bare,), (whole,) = plain.batches("train"), SkeletonDataModule(str(store), "xsub").batches("train")
+    assert plain.num_channels == 2
+    assert torch.equal(bare.frames, whole.frames[..., :2])
+    with pytest.raises(SkelactError, match="as_released, none"):
+        SkeletonDataModule(str(store), "xsub", scores="no")
