@@ -7,7 +7,7 @@ by the samplers in :mod:`skelact.transforms.sampling`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -135,3 +135,90 @@ class RaggedClips:
             return None if tensor is None else tensor.pin_memory()
 
         return RaggedClips(*(pin(getattr(self, f)) for f in self.__dataclass_fields__))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The frames of one modality that is not a skeleton, of the n clips of a batch that have it.
+
+    Args:
+        values: `(n, T, 3, H, W)` float32, images as a network reads them; or `(n, T, D)` float32, rows of a signal or
+            features of single frames.
+        mask: `(n, T)` bool, False behind the end of a short clip.
+    """
+
+    values: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Frames:
+        """The same frames on another device."""
+        return Frames(
+            self.values.to(device, non_blocking=non_blocking), self.mask.to(device, non_blocking=non_blocking)
+        )
+
+    def pin_memory(self) -> Frames:
+        """The same frames in page-locked memory."""
+        return Frames(self.values.pin_memory(), self.mask.pin_memory())
+
+
+@dataclass(frozen=True)
+class ModalClips:
+    """N clips of several modalities, each clip with those that it has.
+
+    Nothing stands for what is absent: a part holds the clips that have its modality and no others, in the order of the
+    batch, and a modality that no clip of the batch has is not in `parts`.
+
+    Args:
+        parts: by modality; a skeleton as :class:`RaggedClips`, anything else as :class:`Frames`.
+        available: `(N, n_modalities)` bool, which clip has which; columns as in `modalities`.
+        modalities: names of the columns, in order.
+        label: `(N,)` int64, class of each clip, -1 where unknown.
+        index: `(N,)` int64, stable position of each clip in its data; random draws and scores are keyed by it.
+    """
+
+    parts: Mapping[str, RaggedClips | Frames]
+    available: Tensor
+    modalities: tuple[str, ...]
+    label: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return self.label.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the clips are."""
+        return self.label.device
+
+    def has(self, modality: str) -> Tensor:
+        """`(N,)` bool: which clips have a modality, all False for one that the data do not know."""
+        if modality not in self.modalities:
+            return torch.zeros_like(self.label, dtype=torch.bool)
+        return self.available[:, self.modalities.index(modality)]
+
+    def rows(self, modality: str) -> Tensor:
+        """`(n,)` int64: positions in the batch of the clips of a part."""
+        return self.has(modality).nonzero().flatten()
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> ModalClips:
+        """The same clips on another device."""
+        return ModalClips(
+            {name: part.to(device, non_blocking) for name, part in self.parts.items()},
+            self.available.to(device, non_blocking=non_blocking),
+            self.modalities,
+            self.label.to(device, non_blocking=non_blocking),
+            self.index.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> ModalClips:
+        """The same clips in page-locked memory (called by the data loader)."""
+        return ModalClips(
+            {name: part.pin_memory() for name, part in self.parts.items()},
+            self.available.pin_memory(),
+            self.modalities,
+            self.label.pin_memory(),
+            self.index.pin_memory(),
+        )

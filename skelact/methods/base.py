@@ -18,8 +18,70 @@ from skelact.transforms.draws import Draws
 from skelact.transforms.spatial import limit_dims
 
 
-class Method(pl.LightningModule):
-    """Base of all methods; usable without Hydra and without a trainer.
+class Learner(pl.LightningModule):
+    """What is trained, of whatever kind its clips are: optimiser, schedule, parameter groups, logging.
+
+    Args:
+        optimizer: called with parameters or parameter groups.
+        scheduler: called with the optimiser.
+        scheduler_interval: whether the schedule counts epochs or optimiser steps.
+        exclude_from_decay: leave biases, normalisation layers and tables without weight decay.
+        seed: of everything drawn in training.
+    """
+
+    sync_batchnorm = False
+    """True where batch statistics are taken over all ranks. Our layers do that themselves: the trainer's flag of the
+    same name, which converts to a CUDA-only layer, is not needed."""
+
+    streams: tuple[str, ...]
+    """What a clip is recognised from, in order: streams of a skeleton, or modalities."""
+
+    def __init__(
+        self,
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[[Optimizer], Any] | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        exclude_from_decay: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
+        self.exclude_from_decay, self.seed = exclude_from_decay, seed
+
+    def report(self, values: Mapping[str, Tensor], batch_size: int) -> None:
+        """Log detached values as `train/<name>` where a trainer is attached; nothing is read back to the host."""
+        if self._trainer is not None:
+            self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch_size)
+
+    def tables(self) -> set[str]:
+        """Names of parameters that are tables rather than weights, of which `exclude_from_decay` speaks."""
+        return set()
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters for the optimiser: one group, or two where some are excluded from weight decay."""
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
+        if not self.exclude_from_decay:
+            return [{"params": [p for _, p in named]}]
+        tables = self.tables()
+        plain = {name for name, p in named if p.ndim < 2 or name in tables}  # biases and normalisation are vectors
+        return [
+            {"params": [p for name, p in named if name not in plain]},
+            {"params": [p for name, p in named if name in plain], "weight_decay": 0.0},
+        ]
+
+    def configure_optimizers(self) -> Any:
+        """Build optimiser and schedule from the factories given at construction."""
+        if self.optimizer is None:
+            raise SkelactError(f"{type(self).__name__} was built without `optimizer` and cannot be trained")
+        optimizer = self.optimizer(self.parameter_groups())
+        if self.scheduler is None:
+            return optimizer
+        schedule = {"scheduler": self.scheduler(optimizer), "interval": self.scheduler_interval}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+
+class Method(Learner):
+    """Base of all methods that encode skeletons; usable without Hydra and without a trainer.
 
     Args:
         backbone: the encoder.
@@ -36,10 +98,6 @@ class Method(pl.LightningModule):
             end is zero; otherwise unobserved joints count as zeros at the origin. Either way their values are not read.
         seed: seed of the training views.
     """
-
-    sync_batchnorm = False
-    """True where batch statistics are taken over all ranks. Our layers do that themselves: the trainer's flag of the
-    same name, which converts to a CUDA-only layer, is not needed."""
 
     space = "feature"
     """In which clips are compared one with another: the encoder's features, or the method's own `embedding`."""
@@ -58,7 +116,7 @@ class Method(pl.LightningModule):
         use_mask: bool = True,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, scheduler, scheduler_interval, exclude_from_decay, seed)
         unknown = [stream for stream in streams if stream not in backbone.streams]
         if unknown or not streams:
             raise SkelactError(f"streams {list(streams)} must be some of the backbone's: {', '.join(backbone.streams)}")
@@ -84,8 +142,7 @@ class Method(pl.LightningModule):
                 f"{type(self).__name__} with {len(self.streams)} streams needs {self.num_views} views of each clip, "
                 f"but augment.views={made}; {advice}"
             )
-        self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
-        self.exclude_from_decay, self.use_mask, self.seed = exclude_from_decay, use_mask, seed
+        self.use_mask = use_mask
 
     @property
     def num_views(self) -> int:
@@ -142,32 +199,9 @@ class Method(pl.LightningModule):
         """The same as :meth:`features` with all streams."""
         return self.features(batch)
 
-    def report(self, values: Mapping[str, Tensor], batch_size: int) -> None:
-        """Log detached values as `train/<name>` where a trainer is attached; nothing is read back to the host."""
-        if self._trainer is not None:
-            self.log_dict({f"train/{name}": value for name, value in values.items()}, batch_size=batch_size)
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Parameters for the optimiser: one group, or two where some are excluded from weight decay."""
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        if not self.exclude_from_decay:
-            return [{"params": [p for _, p in named]}]
-        tables = {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
-        plain = {name for name, p in named if p.ndim < 2 or name in tables}  # biases and normalisation are vectors
-        return [
-            {"params": [p for name, p in named if name not in plain]},
-            {"params": [p for name, p in named if name in plain], "weight_decay": 0.0},
-        ]
-
-    def configure_optimizers(self) -> Any:
-        """Build optimiser and schedule from the factories given at construction."""
-        if self.optimizer is None:
-            raise SkelactError(f"{type(self).__name__} was built without `optimizer` and cannot be trained")
-        optimizer = self.optimizer(self.parameter_groups())
-        if self.scheduler is None:
-            return optimizer
-        schedule = {"scheduler": self.scheduler(optimizer), "interval": self.scheduler_interval}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+    def tables(self) -> set[str]:
+        """See :class:`Learner`; those of the backbone."""
+        return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
 
 def with_rate(groups: Sequence[Mapping[str, Any]], module: nn.Module, lr: float | None) -> list[dict[str, Any]]:
