@@ -201,7 +201,8 @@ class ModalClips:
 
     def rows(self, modality: str) -> Tensor:
         """`(n,)` int64: positions in the batch of the clips of a part."""
-        return self.has(modality).nonzero().flatten()
+        count = len(self.parts[modality]) if modality in self.parts else 0
+        return self.has(modality).logical_not().to(torch.uint8).argsort(stable=True)[:count]  # nonzero() would wait
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> ModalClips:
         """The same clips on another device."""

@@ -1,0 +1,372 @@
+"""Recognition from several modalities, of which some may be missing: fusion of one token a modality.
+
+The baselines of ActionMAE (Woo et al., AAAI 2023): each modality's encoder makes a token of a clip, and a head reads the
+tokens that are there. Further ones: plain modality dropout (`drop`), late fusion of unimodal experts (`fusion=late`) and
+gradient modulation (`ogm_alpha`; OGM-GE, Peng et al., CVPR 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import combinations
+from typing import Any, Literal, TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from skelact.backbones.fusion import ConcatFusion, LateFusion, SumFusion, TransformerFusion
+from skelact.backbones.modality import ModalityEncoder
+from skelact.clips import Frames, ModalClips, RaggedClips
+from skelact.errors import SkelactError
+from skelact.methods.base import Learner
+from skelact.methods.supervised import UNLABELLED, count_correct, cross_entropy_sum
+from skelact.objectives import all_reduce, largest, world_size
+from skelact.skeleton.layouts import get_layout
+from skelact.skeleton.streams import derive
+from skelact.transforms.draws import Draws
+from skelact.transforms.dropping import DropPolicy, subset_table
+
+FUSIONS = {"sum": SumFusion, "concat": ConcatFusion, "transformer": TransformerFusion, "late": LateFusion}
+Subset = tuple[str, ...]
+
+
+class MultiModal(Learner):
+    """A token of each modality, and one head on those that are there.
+
+    Args:
+        encoders: by modality, each called with `width=`; those of `modalities` alone are called.
+        modalities: what is read, in the order of the tokens.
+        num_classes: number of classes.
+        width: of a token, D.
+        fusion: `sum`, `concat`, `transformer`, or `late`: unimodal classifiers, each trained on the clips that have its
+            modality (the loss is the mean of theirs), whose logits are averaged.
+        fusion_depth: blocks of a fusion transformer.
+        num_heads: of its attention.
+        mlp_ratio: width of its hidden layers over D.
+        drop: what modalities a clip keeps in training; None: all that it has.
+        label_smoothing: of the training loss.
+        ogm_alpha: strength of gradient modulation, published 1; None: none.
+        layout: joint layout of the skeletons, where there are any.
+        preset: `corrected`, or `as_released` for the published code's behaviour.
+        optimizer: factory.
+        scheduler: factory.
+        scheduler_interval: see :class:`Learner`.
+        exclude_from_decay: see :class:`Learner`.
+        seed: of training views and dropped modalities.
+
+    Raises:
+        SkelactError: an option that is none of those named, or a modality without an encoder.
+    """
+
+    mode = "train"
+    space = "feature"
+    monitor = "val/mean_top1"
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Callable[..., ModalityEncoder]],
+        modalities: Sequence[str],
+        num_classes: int,
+        width: int = 512,
+        fusion: Literal["sum", "concat", "transformer", "late"] = "transformer",
+        fusion_depth: int = 4,
+        num_heads: int = 8,
+        mlp_ratio: float = 4.0,
+        drop: DropPolicy | None = None,
+        label_smoothing: float = 0.1,
+        ogm_alpha: float | None = None,
+        layout: str | Mapping[str, Any] | None = None,
+        preset: Literal["as_released", "corrected"] = "corrected",
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[[Optimizer], Any] | None = None,
+        scheduler_interval: Literal["epoch", "step"] = "epoch",
+        exclude_from_decay: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(optimizer, scheduler, scheduler_interval, exclude_from_decay, seed)
+        if preset not in ("as_released", "corrected"):
+            raise SkelactError(f"preset={preset!r} is neither corrected nor as_released")
+        if fusion not in FUSIONS:
+            raise SkelactError(f"fusion={fusion} is none of {', '.join(FUSIONS)}")
+        self.streams = tuple(modalities)
+        lacking = [name for name in self.streams if name not in encoders]
+        if lacking or not self.streams or len(set(self.streams)) < len(self.streams):
+            raise SkelactError(f"modalities={list(self.streams)} must be some of {', '.join(encoders)}, each once")
+        self.encoders = nn.ModuleDict({name: encoders[name](width=width) for name in self.streams})
+        self.groups = {name: self.encoder(name).group for name in self.streams}
+        deep = {"depth": fusion_depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
+        own = deep if fusion == "transformer" else {}
+        self.fusion = FUSIONS[fusion](width, len(self.streams), num_classes, **own)
+        self.width, self.num_classes, self.preset = width, num_classes, preset
+        self.drop, self.label_smoothing, self.ogm_alpha = drop, label_smoothing, ogm_alpha
+        self.layout = None if layout is None else get_layout(layout)
+        self._seen: Tensor | None = None
+
+    @property
+    def fills(self) -> tuple[str, ...]:
+        """Ways to stand in for a missing modality; the first is the method's own."""
+        late = ("late_average",) if isinstance(self.fusion, SumFusion | ConcatFusion) else ()
+        return ("drop", "zero_token", "mean_token", "zero_input", *late)
+
+    @property
+    def num_features(self) -> int:
+        """Width of what :meth:`features` returns."""
+        return self.width * len(self.streams)
+
+    def encoder(self, name: str) -> ModalityEncoder:
+        """Of one modality."""
+        return self.encoders[name]  # type: ignore[return-value]
+
+    def _table(self, subsets: Iterable[Sequence[str]], device: torch.device) -> Tensor:
+        """`(S, M)` bool, the modalities of each subset."""
+        return subset_table(tuple(tuple(subset) for subset in subsets), self.streams, device)
+
+    def available(self, batch: ModalClips, streams: Sequence[str] | None = None) -> Tensor:
+        """`(N, M)` bool: which clip has which modality, out of some (None: all)."""
+        has = torch.stack([batch.has(self.encoder(name).source) for name in self.streams], 1)
+        return has if streams is None else has & self._table([streams], batch.device)
+
+    def tokens(
+        self, batch: ModalClips, draws: Draws | None = None, streams: Sequence[str] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What the encoders make of a batch; no encoder is run for a modality that it has no part of.
+
+        Args:
+            batch: N clips.
+            draws: in training.
+            streams: the modalities that are looked at; None: all.
+
+        Returns:
+            Tokens `(N, M, D)`, zeros where absent, and what is present `(N, M)` bool.
+        """
+        columns = []
+        for name in self.streams if streams is None else [n for n in self.streams if n in streams]:
+            encoder = self.encoder(name)
+            if (part := batch.parts.get(encoder.source)) is not None:
+                rows = batch.rows(encoder.source)
+                token = encoder(part, None if draws is None else draws.rows(rows))
+                columns.append((name, token.new_zeros(len(batch), self.width).index_copy(0, rows, token)))
+        zeros = torch.zeros(len(batch), self.width, device=batch.device)
+        made = dict(columns)
+        return torch.stack([made.get(name, zeros) for name in self.streams], 1), self.available(batch, streams)
+
+    def predict(self, tokens: Tensor, kept: Tensor, fill: str, stand_in: Tensor) -> Tensor:
+        """Logits `(B, C)` of tokens `(B, M, D)` of which `kept` `(B, M)` may be used.
+
+        Args:
+            tokens: `(B, M, D)`.
+            kept: `(B, M)` bool.
+            fill: out of :attr:`fills`.
+            stand_in: `(M, D)`, in the place of what is not kept, where the fill has such.
+        """
+        if fill == "drop":
+            return self.fusion(tokens, kept)
+        if fill == "late_average":
+            each, weight = self.fusion.unimodal(tokens), kept.T[..., None].to(tokens)
+            return (each * weight).sum(0) / weight.sum(0).clamp_min(1)
+        return self.fusion(torch.where(kept[..., None], tokens, stand_in))
+
+    def classify_subsets(
+        self, batch: ModalClips, subsets: Sequence[Sequence[str]], fill: str | None = None, means: Tensor | None = None
+    ) -> Tensor:
+        """Class scores when only some modalities are there; each encoder runs once, the head once for all subsets.
+
+        Args:
+            batch: N clips.
+            subsets: S of them, names of modalities.
+            fill: how missing ones are stood in for, out of :attr:`fills`; None: the first.
+            means: `(M, D)` of :meth:`token_means`, for `mean_token`.
+
+        Returns:
+            `(S, N, C)`; zeros for a clip of which nothing is left.
+
+        Raises:
+            SkelactError: no such fill, a subset of other names, or means missing.
+        """
+        fill = self.fills[0] if fill is None else fill
+        if fill not in self.fills:
+            raise SkelactError(f"fill={fill} is none of this method's: {', '.join(self.fills)}")
+        table = self._table(subsets, batch.device)
+        looked_at = [name for name in self.streams if any(name in subset for subset in subsets)]
+        tokens, present = self.tokens(batch, streams=looked_at)
+        kept = (table[:, None] & present).flatten(0, 1)
+        many = tokens.expand(len(table), *tokens.shape).flatten(0, 1)
+        logits = self.predict(many, kept, fill, self._stand_in(batch, fill, means, tokens))
+        return logits.masked_fill(~kept.any(1, keepdim=True), 0).unflatten(0, (len(table), len(batch)))
+
+    def classify(
+        self,
+        batch: ModalClips,
+        streams: Sequence[str] | None = None,
+        fill: str | None = None,
+        means: Tensor | None = None,
+    ) -> Tensor:
+        """Class scores `(N, C)` from some modalities (None: all), see :meth:`classify_subsets`."""
+        return self.classify_subsets(batch, [self.streams if streams is None else streams], fill, means)[0]
+
+    def _stand_in(self, batch: ModalClips, fill: str, means: Tensor | None, like: Tensor) -> Tensor:
+        """`(M, D)` tokens in the place of missing ones."""
+        if fill == "mean_token":
+            if means is None:
+                raise SkelactError("fill=mean_token needs `means`, see token_means")
+            return means.to(like)
+        if fill != "zero_input":
+            return like.new_zeros(len(self.streams), self.width)
+        blanks = []
+        for name in self.streams:
+            encoder = self.encoder(name)
+            if (part := batch.parts.get(encoder.source)) is None:
+                raise SkelactError(f"fill=zero_input: no clip of a batch has {name}, so that its shape is not known")
+            blanks.append(encoder(encoder.blank(part))[0])
+        return torch.stack(blanks).to(like)
+
+    @torch.no_grad()
+    def token_means(self, batches: Iterable[ModalClips]) -> Tensor:
+        """`(M, D)` mean token of each modality over the clips that have it, of batches of training clips."""
+        total, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
+        for batch in batches:
+            tokens, present = self.tokens(batch)
+            total, count = total + tokens.sum(0), count + present.sum(0)[:, None]
+        return total / count.clamp_min(1)
+
+    def features(self, batch: ModalClips, streams: Sequence[str] | None = None) -> Tensor:
+        """`(N, M D)` tokens side by side, zeros where absent or not among `streams`."""
+        return self.tokens(batch, streams=streams)[0].flatten(1)
+
+    def forward(self, batch: ModalClips) -> Tensor:
+        """The same as :meth:`features` with all modalities."""
+        return self.features(batch)
+
+    def sample(self, batch: ModalClips) -> tuple[Tensor, Tensor | None]:
+        """Evaluation views `(N, M, T, V, C)` of the skeletons and their mask; zeros for clips without one.
+
+        Raises:
+            SkelactError: no modality is a skeleton, or no clip of the batch has one.
+        """
+        for name in self.streams:
+            encoder = self.encoder(name)
+            if isinstance(part := batch.parts.get(encoder.source), RaggedClips):
+                views, mask = encoder.sampler(part, None)  # type: ignore[operator]
+                rows = batch.rows(encoder.source)
+
+                def spread(x: Tensor) -> Tensor:
+                    return x.new_zeros(len(batch), *x.shape[1:]).index_copy(0, rows, x)
+
+                return spread(views), None if mask is None else spread(mask)
+        raise SkelactError(f"no skeleton among modalities {', '.join(self.streams)} of these clips")
+
+    def derive(
+        self, views: Tensor, streams: Sequence[str] | None = None, mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Streams of the skeletons that :meth:`sample` gives, by name; the joints where `streams` is None."""
+        if self.layout is None:
+            raise SkelactError(f"{type(self).__name__} was built without `layout` and knows no skeletons")
+        views = views if mask is None else views.masked_fill(~mask[..., None], 0.0)
+        return derive(views, ("joint",) if streams is None else tuple(streams), self.layout, mask)
+
+    def agree(self, batch: ModalClips) -> ModalClips:
+        """The batch with a part of no clips of each modality that only other ranks have.
+
+        Its encoder then takes part in statistics and gradients of the global batch. Which modalities any rank has is
+        known from the shapes of a clip's part, exchanged at once; this waits for the other ranks.
+        """
+        if world_size() == 1:
+            return batch
+        sources = list(dict.fromkeys(self.encoder(name).source for name in self.streams))
+        shapes = torch.zeros(len(sources), 4, dtype=torch.int64)
+        for row, source in zip(shapes, sources, strict=True):
+            if (part := batch.parts.get(source)) is not None:
+                shape = part.frames.shape[1:] if isinstance(part, RaggedClips) else part.values.shape[1:]
+                row[: len(shape)] = torch.tensor(shape)
+        parts = dict(batch.parts)
+        for source, row in zip(sources, largest(shapes.to(batch.device)).tolist(), strict=True):
+            shape = [size for size in row if size]
+            if shape and source not in parts:
+                parts[source] = _nothing(shape, batch.label)
+        return replace(batch, parts=parts)
+
+    def _tied(self, batch: ModalClips) -> Tensor:
+        """0, of the parameters that are not used in a step: all ranks' gradients are waited for."""
+        idle = [self.encoder(name) for name in self.streams if self.encoder(name).source not in batch.parts]
+        unused = [p.sum() for encoder in idle for p in encoder.parameters() if p.requires_grad]
+        return 0.0 * torch.stack(unused).sum() if unused else torch.zeros((), device=batch.device)
+
+    def loss(
+        self, tokens: Tensor, present: Tensor, labels: Tensor, draws: Draws, step: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The loss of the global batch, logits `(N, C)`, and further values to report.
+
+        Args:
+            tokens: `(N, M, D)`.
+            present: `(N, M)` bool.
+            labels: `(N,)` int64.
+            draws: of what is dropped.
+            step: number of the batch.
+        """
+        kept = present if self.drop is None else self.drop(draws, present, self.streams, self.groups, step)
+        logits = self.fusion(tokens, kept)
+        if isinstance(self.fusion, LateFusion):
+            return self.expert_loss(self.fusion.unimodal(tokens), labels, kept), logits, {}
+        return self.classification_loss(logits, labels), logits, {}
+
+    def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of the labelled clips of all ranks; of logits `(N, C)`."""
+        total = cross_entropy_sum(logits, labels, self.label_smoothing)
+        total, clips = all_reduce(torch.stack([total, (labels != UNLABELLED).sum().to(total)])).unbind()
+        return total / clips.clamp_min(1)
+
+    def expert_loss(self, logits: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
+        """Mean over M experts of their :meth:`classification_loss`, of logits `(M, N, C)`."""
+        own = [labels.masked_fill(~column, UNLABELLED) for column in kept.unbind(1)]
+        return torch.stack([self.classification_loss(x, y) for x, y in zip(logits, own, strict=True)]).mean()
+
+    def training_step(self, batch: ModalClips, batch_idx: int = 0) -> Tensor:
+        """The loss of the labelled clips of the global batch, whatever modalities the ranks' shares have."""
+        batch = self.agree(batch)
+        draws = Draws(self.seed, self.current_epoch, batch.index)
+        tokens, present = self.tokens(batch, draws)
+        labels = batch.label.masked_fill(~present.any(1), UNLABELLED)  # of clips that there is something of
+        loss, logits, values = self.loss(tokens, present, labels, draws, batch_idx)
+        _, right, clips = all_reduce(count_correct(logits.detach(), labels, loss.detach())).unbind()
+        self.report({"loss": loss.detach(), "top1": 100 * right / clips.clamp_min(1), **values}, len(batch))
+        return loss + self._tied(batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what was counted before."""
+        self._seen = None
+
+    def validation_step(self, batch: ModalClips, batch_idx: int = 0) -> None:
+        """Count with everything that a clip has, and over subsets; a rank's share may be empty."""
+        if len(batch):
+            logits = self.classify_subsets(batch, subsets_of(self.streams))
+            full = logits[-1]
+            seen = count_correct(full, batch.label, cross_entropy_sum(full, batch.label))
+            right = ((logits.argmax(2) == batch.label) & logits.any(2)).float().mean(0).sum()  # zeros are no answer
+            seen = torch.cat([seen, right[None]])
+            self._seen = seen if self._seen is None else self._seen + seen
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all clips of all ranks, each clip once."""
+        seen = all_reduce(torch.zeros(4, device=self.device) if self._seen is None else self._seen)
+        loss, top1, mean = seen[[0, 1, 3]] / seen[2].clamp_min(1)
+        if self._trainer is not None:
+            found = {"val/loss": loss, "val/top1": 100 * top1, "val/mean_top1": 100 * mean}
+            self.log_dict(found, sync_dist=True)
+
+
+def subsets_of(names: Sequence[str]) -> list[Subset]:
+    """All non-empty subsets, the whole last; of more than five names those of one, of all but one, and of all."""
+    count = len(names)
+    sizes = range(1, count + 1) if count <= 5 else (1, count - 1, count)
+    return [subset for size in sizes for subset in combinations(names, size)]
+
+
+def _nothing(shape: Sequence[int], like: Tensor) -> RaggedClips | Frames:
+    """A part of no clips; `shape` is that of a clip's frames: (T, 3, H, W), (T, D), or of a frame of it: (M, V, C)."""
+    if len(shape) == 3:
+        none = like.new_zeros(0)
+        return RaggedClips(torch.zeros(0, *shape, device=like.device), none, none, none, none)
+    mask = torch.zeros(0, shape[0], dtype=torch.bool, device=like.device)
+    return Frames(torch.zeros(0, *shape, device=like.device), mask)
