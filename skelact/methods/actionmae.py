@@ -1,8 +1,8 @@
-"""ActionMAE: missing modalities reconstructed from those that are there (Woo, Lee, Park, Nugroho, Kim; AAAI 2023).
+"""ActionMAE: missing modalities reconstructed from those that are there (Woo et al., AAAI 2023).
 
-Each modality's encoder makes a token of a clip. In training some tokens are dropped; an encoder reads the survivors and a
-few memory tokens, a decoder its output with mask tokens in the place of what was dropped, and a linear layer predicts the
-dropped tokens. A fusion head classifies survivors and predictions:
+Each modality's encoder makes a token of a clip. In training some tokens are dropped; an encoder reads the survivors and
+a few memory tokens, a decoder its output with mask tokens in the place of what was dropped, and a linear layer predicts
+the dropped tokens. A fusion head classifies survivors and predictions:
 
     L = lambda_rec * L_rec + lambda_cls * L_cls
     L_rec: mean over the dropped tokens of the squared error to the token, normalised over its D numbers
@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -58,7 +57,7 @@ PRESETS: dict[str, Switches] = {
 }
 CHOICES = {
     "fusion_input": ("bypass", "decoded"),
-    "full_path": ("tokens", "encoded", "memory"),
+    "full_path": ("tokens", "memory"),
     "eval_slots": ("own", "packed"),
     "drop_count": ("sample", "batch"),
 }
@@ -85,10 +84,10 @@ class ActionMAE(MultiModal):
         normalise_target: reconstruct tokens normalised over their D numbers.
         detach_target: no gradient of the reconstruction into its targets.
         drop: what modalities a clip keeps in training; None: :class:`UniformCount` by `drop_count`.
-        fusion_input: `bypass`: the fusion sees survivors as their encoders made them; `decoded`: decoder outputs for
-            them, too. None: by the preset, as the following four.
-        full_path: what it sees of a clip that has everything: its `tokens`; `encoded`, the encoder's outputs for them; or
-            `memory`, the first M of the encoder's outputs, which begin with the memory tokens (a defect).
+        fusion_input: `bypass`: the fusion sees survivors as their encoders made them; `decoded`: what the decoder makes
+            of them. None: by the preset, as the following four.
+        full_path: what it sees of a clip that has everything: its own `tokens` (with `decoded`: the encoder's outputs for
+            them), or `memory`: the first M outputs of the encoder, which begin with the memory tokens (a defect).
         eval_slots: at test time survivors stand in their `own` slots, or `packed` in the first ones (a defect).
         modality_embedding: learned embeddings at the inputs of encoder and decoder.
         drop_count: of the default policy: each clip's own number of survivors (`sample`) or one a `batch`.
@@ -125,7 +124,7 @@ class ActionMAE(MultiModal):
         detach_target: bool = False,
         drop: DropPolicy | None = None,
         fusion_input: Literal["bypass", "decoded"] | None = None,
-        full_path: Literal["tokens", "encoded", "memory"] | None = None,
+        full_path: Literal["tokens", "memory"] | None = None,
         eval_slots: Literal["own", "packed"] | None = None,
         modality_embedding: bool | None = None,
         drop_count: Literal["sample", "batch"] | None = None,
@@ -162,7 +161,7 @@ class ActionMAE(MultiModal):
             width, len(self.streams), num_memory, depth, decoder_depth, num_heads, mlp_ratio,
             chosen["modality_embedding"], mask_token,
         )  # fmt: skip
-        self.num_memory, self.lambda_rec, self.lambda_cls = num_memory, lambda_rec, lambda_cls
+        self.lambda_rec, self.lambda_cls = lambda_rec, lambda_cls
         self.normalise_target, self.detach_target = normalise_target, detach_target
 
     @property
@@ -182,10 +181,8 @@ class ActionMAE(MultiModal):
             slots: `own`, or `packed` as the released evaluation has it.
         """
         encoded, decoded = self.core(tokens, kept, order, slots)
-        fused = decoded if self.fusion_input == "decoded" else torch.where(kept[..., None], tokens, decoded)
-        count = len(self.streams)
-        whole = {"tokens": tokens, "encoded": encoded[:, self.num_memory :], "memory": encoded[:, :count]}
-        return torch.where(kept.all(1)[:, None, None], whole[self.full_path], fused), decoded
+        fused = self.core.choose(tokens, kept, encoded, decoded, order, self.fusion_input, self.full_path)
+        return fused, decoded
 
     def predict(self, tokens: Tensor, kept: Tensor, fill: str, stand_in: Tensor) -> Tensor:
         """See :class:`MultiModal`; without reconstruction survivors pass through as they otherwise would."""

@@ -1,8 +1,8 @@
 """Recognition from several modalities, of which some may be missing: fusion of one token a modality.
 
-The baselines of ActionMAE (Woo et al., AAAI 2023): each modality's encoder makes a token of a clip, and a head reads the
-tokens that are there. Further ones: plain modality dropout (`drop`), late fusion of unimodal experts (`fusion=late`) and
-gradient modulation (`ogm_alpha`; OGM-GE, Peng et al., CVPR 2022).
+The baselines of ActionMAE (Woo et al., AAAI 2023): each modality's encoder makes a token of a clip, and a head reads
+the tokens that are there. Further ones: plain modality dropout (`drop`), late fusion of unimodal experts
+(`fusion=late`) and gradient modulation (`ogm_alpha`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from skelact.backbones.modality import ModalityEncoder
 from skelact.clips import Frames, ModalClips, RaggedClips
 from skelact.errors import SkelactError
 from skelact.methods.base import Learner
+from skelact.methods.modulation import coefficients
 from skelact.methods.supervised import UNLABELLED, count_correct, cross_entropy_sum
 from skelact.objectives import all_reduce, largest, world_size
 from skelact.skeleton.layouts import get_layout
@@ -102,6 +103,10 @@ class MultiModal(Learner):
         self.width, self.num_classes, self.preset = width, num_classes, preset
         self.drop, self.label_smoothing, self.ogm_alpha = drop, label_smoothing, ogm_alpha
         self.layout = None if layout is None else get_layout(layout)
+        if ogm_alpha is not None and not isinstance(self.fusion, SumFusion | ConcatFusion):
+            raise SkelactError(
+                f"ogm_alpha compares unimodal logits inside a fusion: take fusion=sum or concat, not {fusion}"
+            )
         self._seen: Tensor | None = None
 
     @property
@@ -141,15 +146,14 @@ class MultiModal(Learner):
         Returns:
             Tokens `(N, M, D)`, zeros where absent, and what is present `(N, M)` bool.
         """
-        columns = []
+        made: dict[str, Tensor] = {}
         for name in self.streams if streams is None else [n for n in self.streams if n in streams]:
             encoder = self.encoder(name)
             if (part := batch.parts.get(encoder.source)) is not None:
                 rows = batch.rows(encoder.source)
                 token = encoder(part, None if draws is None else draws.rows(rows))
-                columns.append((name, token.new_zeros(len(batch), self.width).index_copy(0, rows, token)))
+                made[name] = _spread(token, rows, len(batch))
         zeros = torch.zeros(len(batch), self.width, device=batch.device)
-        made = dict(columns)
         return torch.stack([made.get(name, zeros) for name in self.streams], 1), self.available(batch, streams)
 
     def predict(self, tokens: Tensor, kept: Tensor, fill: str, stand_in: Tensor) -> Tensor:
@@ -250,11 +254,7 @@ class MultiModal(Learner):
             if isinstance(part := batch.parts.get(encoder.source), RaggedClips):
                 views, mask = encoder.sampler(part, None)  # type: ignore[operator]
                 rows = batch.rows(encoder.source)
-
-                def spread(x: Tensor) -> Tensor:
-                    return x.new_zeros(len(batch), *x.shape[1:]).index_copy(0, rows, x)
-
-                return spread(views), None if mask is None else spread(mask)
+                return _spread(views, rows, len(batch)), None if mask is None else _spread(mask, rows, len(batch))
         raise SkelactError(f"no skeleton among modalities {', '.join(self.streams)} of these clips")
 
     def derive(
@@ -307,8 +307,11 @@ class MultiModal(Learner):
         """
         kept = present if self.drop is None else self.drop(draws, present, self.streams, self.groups, step)
         logits = self.fusion(tokens, kept)
+        each = self.fusion.unimodal(tokens)
+        if self.ogm_alpha is not None:
+            self._modulation = coefficients(each.detach(), labels, kept, self.ogm_alpha, self.preset)
         if isinstance(self.fusion, LateFusion):
-            return self.expert_loss(self.fusion.unimodal(tokens), labels, kept), logits, {}
+            return self.expert_loss(each, labels, kept), logits, {}
         return self.classification_loss(logits, labels), logits, {}
 
     def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -332,6 +335,17 @@ class MultiModal(Learner):
         _, right, clips = all_reduce(count_correct(logits.detach(), labels, loss.detach())).unbind()
         self.report({"loss": loss.detach(), "top1": 100 * right / clips.clamp_min(1), **values}, len(batch))
         return loss + self._tied(batch)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Gradient modulation of the encoders; as released also of unimodal heads, whose names tell the modality."""
+        if self.ogm_alpha is None:
+            return
+        heads = self.fusion.heads if self.preset == "as_released" and isinstance(self.fusion, SumFusion) else ()
+        for place, name in enumerate(self.streams):
+            for module in (self.encoder(name), *heads[place : place + 1]):
+                for p in module.parameters():
+                    if p.grad is not None:
+                        p.grad.mul_(self._modulation[place])
 
     def on_validation_epoch_start(self) -> None:
         """Forget what was counted before."""
@@ -361,6 +375,11 @@ def subsets_of(names: Sequence[str]) -> list[Subset]:
     count = len(names)
     sizes = range(1, count + 1) if count <= 5 else (1, count - 1, count)
     return [subset for size in sizes for subset in combinations(names, size)]
+
+
+def _spread(x: Tensor, rows: Tensor, count: int) -> Tensor:
+    """`(n, ...)` at n of `count` rows, zeros at the others."""
+    return x.new_zeros(count, *x.shape[1:]).index_copy(0, rows, x)
 
 
 def _nothing(shape: Sequence[int], like: Tensor) -> RaggedClips | Frames:

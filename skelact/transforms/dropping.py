@@ -1,8 +1,8 @@
 """Which modalities a clip keeps in training: policies of modality dropout.
 
 N clips, M modalities, in the order of `names`. A policy is split as the transforms of views are: `draw` turns random
-numbers into parameters, `replay` applies them. What is kept is within what a clip has, and a clip that has anything keeps
-at least one.
+numbers into parameters, `replay` applies them. What is kept is within what a clip has, and a clip that has anything
+keeps at least one.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class UniformCount(DropPolicy):
     """As many survivors as a die says, all numbers alike, and which ones by another (Woo et al., AAAI 2023).
 
     Args:
-        per: `sample`: each clip draws its own number, out of 1 to what it has; `batch`: one number out of 1 to M for the
-            clips of all ranks, as published (a clip that has fewer keeps all). Which ones survive is each clip's own draw
+        per: `sample`: each clip draws its own number, out of 1 to what it has; `batch`: one number out of 1 to M for
+            all ranks, as published (a clip that has fewer keeps all). Which ones survive is each clip's own draw
             either way.
 
     Raises:
