@@ -107,6 +107,8 @@ class MultiModal(Learner):
             raise SkelactError(
                 f"ogm_alpha compares unimodal logits inside a fusion: take fusion=sum or concat, not {fusion}"
             )
+        self._modulation = torch.ones(len(self.streams))
+        self._shapes: dict[str, tuple[int, ...]] = {}
         self._seen: Tensor | None = None
 
     @property
@@ -151,6 +153,7 @@ class MultiModal(Learner):
             encoder = self.encoder(name)
             if (part := batch.parts.get(encoder.source)) is not None:
                 rows = batch.rows(encoder.source)
+                self._shapes[encoder.source] = _shape(part)
                 token = encoder(part, None if draws is None else draws.rows(rows))
                 made[name] = _spread(token, rows, len(batch))
         zeros = torch.zeros(len(batch), self.width, device=batch.device)
@@ -168,8 +171,8 @@ class MultiModal(Learner):
         if fill == "drop":
             return self.fusion(tokens, kept)
         if fill == "late_average":
-            each, weight = self.fusion.unimodal(tokens), kept.T[..., None].to(tokens)
-            return (each * weight).sum(0) / weight.sum(0).clamp_min(1)
+            each: Tensor = self.fusion.unimodal(tokens)
+            return each.where(kept.T[..., None], 0).sum(0) / kept.sum(1, keepdim=True).clamp_min(1)
         return self.fusion(torch.where(kept[..., None], tokens, stand_in))
 
     def classify_subsets(
@@ -197,7 +200,7 @@ class MultiModal(Learner):
         tokens, present = self.tokens(batch, streams=looked_at)
         kept = (table[:, None] & present).flatten(0, 1)
         many = tokens.expand(len(table), *tokens.shape).flatten(0, 1)
-        logits = self.predict(many, kept, fill, self._stand_in(batch, fill, means, tokens))
+        logits = self.predict(many, kept, fill, self._stand_in(fill, means, tokens))
         return logits.masked_fill(~kept.any(1, keepdim=True), 0).unflatten(0, (len(table), len(batch)))
 
     def classify(
@@ -210,7 +213,7 @@ class MultiModal(Learner):
         """Class scores `(N, C)` from some modalities (None: all), see :meth:`classify_subsets`."""
         return self.classify_subsets(batch, [self.streams if streams is None else streams], fill, means)[0]
 
-    def _stand_in(self, batch: ModalClips, fill: str, means: Tensor | None, like: Tensor) -> Tensor:
+    def _stand_in(self, fill: str, means: Tensor | None, like: Tensor) -> Tensor:
         """`(M, D)` tokens in the place of missing ones."""
         if fill == "mean_token":
             if means is None:
@@ -221,8 +224,9 @@ class MultiModal(Learner):
         blanks = []
         for name in self.streams:
             encoder = self.encoder(name)
-            if (part := batch.parts.get(encoder.source)) is None:
-                raise SkelactError(f"fill=zero_input: no clip of a batch has {name}, so that its shape is not known")
+            if encoder.source not in self._shapes:
+                raise SkelactError(f"fill=zero_input: no clip with {name} was seen yet, so that its shape is not known")
+            part = _zeros(1, self._shapes[encoder.source], like.device)
             blanks.append(encoder(encoder.blank(part))[0])
         return torch.stack(blanks).to(like)
 
@@ -269,23 +273,17 @@ class MultiModal(Learner):
     def agree(self, batch: ModalClips) -> ModalClips:
         """The batch with a part of no clips of each modality that only other ranks have.
 
-        Its encoder then takes part in statistics and gradients of the global batch. Which modalities any rank has is
-        known from the shapes of a clip's part, exchanged at once; this waits for the other ranks.
+        Its encoder then takes part in statistics and gradients of the global batch. What any rank has is known from the
+        shapes of a clip of each part, exchanged at once; this waits for the other ranks.
         """
         if world_size() == 1:
             return batch
         sources = list(dict.fromkeys(self.encoder(name).source for name in self.streams))
-        shapes = torch.zeros(len(sources), 4, dtype=torch.int64)
-        for row, source in zip(shapes, sources, strict=True):
-            if (part := batch.parts.get(source)) is not None:
-                shape = part.frames.shape[1:] if isinstance(part, RaggedClips) else part.values.shape[1:]
-                row[: len(shape)] = torch.tensor(shape)
-        parts = dict(batch.parts)
-        for source, row in zip(sources, largest(shapes.to(batch.device)).tolist(), strict=True):
-            shape = [size for size in row if size]
-            if shape and source not in parts:
-                parts[source] = _nothing(shape, batch.label)
-        return replace(batch, parts=parts)
+        own = [_shape(batch.parts[source]) if source in batch.parts else () for source in sources]
+        shapes = largest(torch.tensor([[*shape, *[0] * (4 - len(shape))] for shape in own], device=batch.device))
+        found = {source: [size for size in row if size] for source, row in zip(sources, shapes.tolist(), strict=True)}
+        others = {s: _zeros(0, shape, batch.device) for s, shape in found.items() if shape and s not in batch.parts}
+        return replace(batch, parts={**batch.parts, **others})
 
     def _tied(self, batch: ModalClips) -> Tensor:
         """0, of the parameters that are not used in a step: all ranks' gradients are waited for."""
@@ -307,11 +305,11 @@ class MultiModal(Learner):
         """
         kept = present if self.drop is None else self.drop(draws, present, self.streams, self.groups, step)
         logits = self.fusion(tokens, kept)
-        each = self.fusion.unimodal(tokens)
-        if self.ogm_alpha is not None:
-            self._modulation = coefficients(each.detach(), labels, kept, self.ogm_alpha, self.preset)
         if isinstance(self.fusion, LateFusion):
-            return self.expert_loss(each, labels, kept), logits, {}
+            return self.expert_loss(self.fusion.unimodal(tokens), labels, kept), logits, {}
+        if self.ogm_alpha is not None and isinstance(self.fusion, SumFusion | ConcatFusion):
+            each = self.fusion.unimodal(tokens.detach())
+            self._modulation = coefficients(each, labels, kept, self.ogm_alpha, self.preset)
         return self.classification_loss(logits, labels), logits, {}
 
     def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -382,10 +380,15 @@ def _spread(x: Tensor, rows: Tensor, count: int) -> Tensor:
     return x.new_zeros(count, *x.shape[1:]).index_copy(0, rows, x)
 
 
-def _nothing(shape: Sequence[int], like: Tensor) -> RaggedClips | Frames:
-    """A part of no clips; `shape` is that of a clip's frames: (T, 3, H, W), (T, D), or of a frame of it: (M, V, C)."""
-    if len(shape) == 3:
-        none = like.new_zeros(0)
-        return RaggedClips(torch.zeros(0, *shape, device=like.device), none, none, none, none)
-    mask = torch.zeros(0, shape[0], dtype=torch.bool, device=like.device)
-    return Frames(torch.zeros(0, *shape, device=like.device), mask)
+def _shape(part: RaggedClips | Frames) -> tuple[int, ...]:
+    """Of a clip's frames, (T, 3, H, W) or (T, D); of a frame of a skeleton, (M, V, C)."""
+    return tuple((part.frames if isinstance(part, RaggedClips) else part.values).shape[1:])
+
+
+def _zeros(count: int, shape: Sequence[int], device: torch.device) -> RaggedClips | Frames:
+    """A part of so many clips, all zeros; `shape` as of :func:`_shape`."""
+    values = torch.zeros(count, *shape, device=device)
+    if len(shape) != 3:
+        return Frames(values, torch.ones(count, shape[0], dtype=torch.bool, device=device))
+    row = torch.arange(count, device=device)
+    return RaggedClips(values, row, torch.ones_like(row), torch.full_like(row, UNLABELLED), row)
