@@ -165,6 +165,9 @@ class DealtBatches(DistributedSampler):
 
     A subclass of torch's sampler so that Lightning leaves it in place.
 
+    Attributes:
+        with_epoch: yield `(epoch, rows)`, where loader workers draw something that belongs to an epoch.
+
     Args:
         rows: `(n,)` store rows of the part.
         batch_size: clips of a global batch in training, of one rank's batch in evaluation.
@@ -172,6 +175,8 @@ class DealtBatches(DistributedSampler):
         shuffle: training or evaluation.
         drop_last: leave out the last, smaller batch of an epoch (training).
     """
+
+    with_epoch = False
 
     def __init__(
         self,
@@ -219,8 +224,9 @@ class DealtBatches(DistributedSampler):
             batches.pop()
         return batches
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._batches())
+    def __iter__(self) -> Iterator[Any]:
+        batches = self._batches()
+        return iter([(self.epoch, rows) for rows in batches] if self.with_epoch else batches)
 
     def __len__(self) -> int:
         return len(self._batches())
