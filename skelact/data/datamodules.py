@@ -23,7 +23,7 @@ from skelact.data.loading import (
     DiskBatches,
     Normalizer,
     RowBatches,
-    available_memory,
+    choose_residence,
     given_channels,
 )
 from skelact.data.splits import part_rows, split_rule
@@ -246,8 +246,8 @@ class SkeletonDataModule(pl.LightningDataModule):
         Raises:
             SplitError: unknown or empty part.
         """
-        table = self.store
-        return part_rows(self._parts, part, self.split, table.name)
+        name = self.store.name
+        return part_rows(self._parts, part, self.split, name)
 
     def clip_names(self, part: str) -> list[str]:
         """Names of a part's clips in store order."""
@@ -355,14 +355,8 @@ class SkeletonDataModule(pl.LightningDataModule):
         if self._wanted_residence != "auto":
             return self._wanted_residence
         if device.type not in self._chosen:
-            self._chosen[device.type] = self._choose_residence(device)
+            self._chosen[device.type] = choose_residence(self._nbytes(), device)
         return self._chosen[device.type]
-
-    def _choose_residence(self, device: torch.device) -> str:
-        size = self._nbytes()
-        if device.type == "cuda" and size < 0.4 * torch.cuda.mem_get_info(device)[0]:
-            return "device"
-        return "ram" if size < 0.4 * available_memory() else "disk"
 
     def _nbytes(self) -> int:
         """Bytes of what can be resident."""

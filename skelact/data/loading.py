@@ -129,6 +129,13 @@ def available_memory() -> int:
         return free
 
 
+def choose_residence(size: int, device: torch.device) -> str:
+    """The fastest place where `size` bytes fit: `device` (a GPU), `ram` or `disk`."""
+    if device.type == "cuda" and size < 0.4 * torch.cuda.mem_get_info(device)[0]:
+        return "device"
+    return "ram" if size < 0.4 * available_memory() else "disk"
+
+
 class RowBatches(Dataset[Tensor]):
     """Batches as integers: the item of rows is the rows. Resident data turn them into clips on their device."""
 

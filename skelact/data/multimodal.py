@@ -142,7 +142,7 @@ class MultiModalDataModule(SkeletonDataModule):
     @property
     def layout(self) -> Layout:
         """Joint layout of the batches; of data without skeletons the one that was named."""
-        if self._loader is None and self._layout is not None:
+        if SKELETON not in self.modalities and self._layout is not None:
             return get_layout(self._layout)
         return self._ready.layout
 
