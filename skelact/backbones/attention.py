@@ -29,10 +29,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, importance: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, importance: bool = False, keep: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Tokens `(B, S, G, C)` to the same shape; with `importance`, what each receives `(B, S, G)` as well.
 
         What a token receives is the soft-maxed attention to it, summed over queries, mean over heads; without gradient.
+        `keep` `(B, S)` bool names the tokens that may be attended to, at least one in each row; None: all.
         """
         b, s, g, c = x.shape
         parts = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
@@ -41,7 +42,7 @@ class Attention(nn.Module):
             for w, bias in parts
         )
         given = received(q, k).unflatten(1, (g, self.num_heads)).mean(2).transpose(1, 2) if importance else None
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if keep is None else keep[:, None, None])
         return self.proj(out.transpose(1, 2).reshape(b, s, g, c)), given
 
 
@@ -76,9 +77,66 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
-    """Leave a residual branch out for some of the entries of the first two axes (stochastic depth); the rest scaled."""
+def drop_path(x: Tensor, rate: float, training: bool, axes: int = 2) -> Tensor:
+    """Leave a residual branch out for some of the entries of the first axes (stochastic depth); the rest scaled."""
     if not training or rate == 0:
         return x
-    kept = torch.empty(x.shape[0], x.shape[1], *[1] * (x.dim() - 2), dtype=x.dtype, device=x.device)
+    kept = torch.empty(*x.shape[:axes], *[1] * (x.dim() - axes), dtype=x.dtype, device=x.device)
     return x * kept.bernoulli_(1 - rate) / (1 - rate)
+
+
+class PreNormBlock(nn.Module):
+    """`x = x + attention(LN(x)); x = x + MLP(LN(x))`, each branch left out for some clips in training.
+
+    Args:
+        width: token width D.
+        num_heads: heads.
+        hidden: inner width of the MLP.
+        drop: rate of stochastic depth, for each clip.
+    """
+
+    def __init__(self, width: int, num_heads: int, hidden: int, drop: float = 0.0) -> None:
+        super().__init__()
+        self.norm1, self.attn = nn.LayerNorm(width, eps=1e-6), Attention(width, num_heads)
+        self.norm2, self.mlp = nn.LayerNorm(width, eps=1e-6), Mlp(width, hidden)
+        self.drop = drop
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens `(B, S, D)` to the same shape; `keep` `(B, S)` bool names the tokens that may be attended to."""
+        out, _ = self.attn(self.norm1(x)[:, :, None], keep=keep)
+        x = x + drop_path(out[:, :, 0], self.drop, self.training, axes=1)
+        return x + drop_path(self.mlp(self.norm2(x)), self.drop, self.training, axes=1)
+
+
+class PreNormTransformer(nn.Module):
+    """A stack of blocks of one rate of stochastic depth, without a norm at the end.
+
+    Args:
+        width: token width D.
+        depth: blocks.
+        num_heads: heads.
+        mlp_ratio: inner width of the MLPs over D.
+        drop_path: rate of stochastic depth of every block.
+    """
+
+    def __init__(
+        self, width: int, depth: int, num_heads: int = 8, mlp_ratio: float = 4.0, drop_path: float = 0.0
+    ) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.blocks = nn.ModuleList(PreNormBlock(width, num_heads, hidden, drop_path) for _ in range(depth))
+        xavier_linear(self)
+
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Tokens `(B, S, D)` to the same shape; `keep` `(B, S)` bool: those that may be attended to, None: all."""
+        for block in self.blocks:
+            x = block(x, keep)
+        return x
+
+
+def xavier_linear(module: nn.Module) -> None:
+    """Linear layers inside a module Xavier-uniform, with biases 0."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.zeros_(part.bias)

@@ -202,3 +202,59 @@ class StackedBatchNorm(nn.Module):
     def _count(self, streams: Sequence[int]) -> None:
         if self.training:
             self.num_batches_tracked[list(streams)] += 1
+
+
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """torch's batch normalisation of `(N, C, ...)`, whose batch is that of all ranks; one of them may have N = 0."""
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """Any number of axes behind the channels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(N, C, ...)` to the same shape."""
+        if not self.training or (world_size() == 1 and input.numel()):
+            return super().forward(input)
+        assert self.num_batches_tracked is not None
+        if world_size() == 1:  # no entry anywhere: nothing to take moments of
+            return functional.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias)
+        (out,), mean, variance = global_batch_norm([input], self.weight, self.bias, self.eps)
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+            for running, new in ((self.running_mean, mean), (self.running_var, variance)):
+                assert running is not None
+                running.copy_(tracked(running, new, momentum))
+        return out
+
+
+class _Activated(GlobalBatchNorm):
+    """timm's layer that also drops and activates."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """`(N, C, ...)` to the same shape."""
+        return self.act(self.drop(super().forward(input)))
+
+
+def over_ranks(module: nn.Module) -> nn.Module:
+    """Replace the batch normalisations inside a foreign network, in place, under the same names.
+
+    Those of no weights or no running statistics stay: they have nothing that ranks must agree on.
+    """
+    for name, child in module.named_children():
+        over_ranks(child)
+        if not isinstance(child, nn.modules.batchnorm._BatchNorm) or isinstance(child, GlobalBatchNorm):
+            continue
+        if not child.affine or not child.track_running_stats:
+            continue
+        activated = hasattr(child, "drop") and hasattr(child, "act")
+        layer = (_Activated if activated else GlobalBatchNorm)(child.num_features, child.eps, child.momentum)
+        for key in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            setattr(layer, key, getattr(child, key))
+        if activated:
+            layer.drop, layer.act = child.drop, child.act
+        layer.train(child.training)
+        setattr(module, name, layer)
+    return module

@@ -143,9 +143,21 @@ class Transformer(nn.Module):
 
 def sinusoids(start: int, stop: int, width: int, device: torch.device | None = None) -> Tensor:
     """`(stop - start, width)` float32 table: sine in even, cosine in odd columns (Vaswani et al., 2017)."""
-    position = torch.arange(start, stop, dtype=torch.float32, device=device)[:, None]
-    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32, device=device) * (-math.log(10000.0) / width))
-    return torch.stack([(position * rate).sin(), (position * rate).cos()], -1).flatten(1)[:, :width]
+    angle = _angles(torch.arange(start, stop, dtype=torch.float32, device=device), width)
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(-2)[:, :width]
+
+
+def sinusoids_at(position: Tensor, width: int) -> Tensor:
+    """Codes `(..., width)` float32 of positions `(...)`, which need not be whole: sines, then cosines."""
+    angle = _angles(position.float(), width)
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+def _angles(position: Tensor, width: int) -> Tensor:
+    rate = torch.exp(
+        torch.arange(0, width, 2, dtype=torch.float32, device=position.device) * (-math.log(10000.0) / width)
+    )
+    return position[..., None] * rate
 
 
 class PositionTable(nn.Module):

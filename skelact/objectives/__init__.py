@@ -4,6 +4,7 @@ Conventions: B is the global batch (all ranks), D the embedding width. Every fun
 its inputs on their device; none of them reads a value back to the host.
 """
 
+from skelact.objectives.actionmae import reconstruction_loss
 from skelact.objectives.contrastive import cosine_distance, cross_entropy_of_positives, mimic, nearest
 from skelact.objectives.ranks import all_reduce, at_least_single, gather, global_mean, own_rows, world_size
 from skelact.objectives.supcon import supcon
@@ -20,6 +21,7 @@ __all__ = [
     "mimic",
     "nearest",
     "own_rows",
+    "reconstruction_loss",
     "supcon",
     "umurl_loss",
     "vc_regularisation",
