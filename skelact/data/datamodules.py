@@ -25,6 +25,7 @@ from skelact.data.loading import (
     RowBatches,
     choose_residence,
     given_channels,
+    require,
 )
 from skelact.data.splits import part_rows, split_rule
 from skelact.data.store import Store
@@ -32,6 +33,7 @@ from skelact.data.table import ClipTable
 from skelact.errors import SkelactError
 from skelact.skeleton.convert import SCORES
 from skelact.skeleton.layouts import Layout, get_layout
+from skelact.transforms.normalize import make_normalizer
 
 RESIDENCES = ("auto", "disk", "ram", "device")
 VARIABLE = (
@@ -143,8 +145,9 @@ class SkeletonDataModule(pl.LightningDataModule):
 
     def _open_skeletons(self, store: Store) -> ClipLoader:
         """What reads the skeletons of a store, compared with the configuration."""
-        self._compare(
+        require(
             store,
+            self._expected,
             persons=store.card["persons"],
             channels=len(given_channels(store.card, self.scores)),
             num_classes=len(store.class_names),
@@ -165,15 +168,6 @@ class SkeletonDataModule(pl.LightningDataModule):
                 f"(set data.layout={stored.name})"
             ) from error
         return loader
-
-    def _compare(self, store: ClipTable, **found: Any) -> None:
-        for key, value in found.items():
-            if self._expected[key] not in (None, value):
-                shown = "null" if value is None else value
-                raise SkelactError(
-                    f"data.{key}={self._expected[key]}, but the store {store.path} has {shown}: "
-                    f"set data.{key}={shown} or choose another store"
-                )
 
     def variant(self, **changes: Any) -> SkeletonDataModule:
         """The same clips, frames shared, with other options.
@@ -326,11 +320,8 @@ class SkeletonDataModule(pl.LightningDataModule):
         return self._loader
 
     def _make_normalizer(self, layout: Layout) -> Normalizer | None:
-        if self._normalize is None or isinstance(self._normalize, nn.Module):
-            return self._normalize
-        from skelact.transforms.normalize import make_normalizer
-
-        return make_normalizer(self._normalize, layout)
+        given = self._normalize
+        return given if isinstance(given, nn.Module) else make_normalizer(given, layout)
 
     def _divide(self, store: ClipTable) -> dict[str, np.ndarray]:
         """Rows of the parts; of the training side those that keep their label."""

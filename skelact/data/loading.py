@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from skelact.clips import RaggedClips
 from skelact.data.store import Store, StoreError
+from skelact.data.table import ClipTable
 from skelact.errors import SkelactError
 from skelact.skeleton.convert import convert
 from skelact.skeleton.layouts import Layout, get_layout
@@ -32,6 +33,21 @@ def given_channels(card: Mapping[str, Any], scores: str = "converted") -> list[s
     names = [str(name) for name in card["channels"]]
     dims = get_layout(card["layout"]).dims
     return names[:dims] + ["score"] * (scores != "none" and "score" in names[dims:])
+
+
+def require(store: ClipTable, expected: Mapping[str, Any], **found: Any) -> None:
+    """Compare what was found of a store with what a configuration says; None there takes anything.
+
+    Raises:
+        SkelactError: naming the key, both values and the override.
+    """
+    for key, value in found.items():
+        if expected[key] not in (None, value):
+            shown = "null" if value is None else value
+            raise SkelactError(
+                f"data.{key}={expected[key]}, but the store {store.path} has {shown}: "
+                f"set data.{key}={shown} or choose another store"
+            )
 
 
 class ClipLoader:

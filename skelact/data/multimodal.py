@@ -17,7 +17,7 @@ from skelact.clips import Frames, ModalClips, RaggedClips
 from skelact.data.datamodules import SkeletonDataModule
 from skelact.data.embedded import open_media, open_store
 from skelact.data.frame_features import frame_features
-from skelact.data.loading import Change, DealtBatches
+from skelact.data.loading import Change, DealtBatches, require
 from skelact.data.media import MediaStore
 from skelact.data.modal_loading import ImageSource, ModalBatch, ModalBatches, SignalSource, Source
 from skelact.data.modalities import SKELETON, ModalTable, media_paths
@@ -129,7 +129,7 @@ class MultiModalDataModule(SkeletonDataModule):
         skeletons = Path(self.store_path)
         known = (skeletons / CARD).is_file() and not any("splits" in store.card for store in stores.values())
         table = ModalTable(stores, self.complete, Store(skeletons).card["splits"] if known else None)
-        self._compare(table, num_classes=len(table.class_names))
+        require(table, self._expected, num_classes=len(table.class_names))
         self.name = self.name or table.name
         return table
 
