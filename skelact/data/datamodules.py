@@ -377,9 +377,8 @@ class SkeletonDataModule(pl.LightningDataModule):
 
     def _dataset(self, count: int, device: torch.device) -> tuple[Dataset, bool]:
         """What makes batches of rows, and whether it reads from disk."""
-        if self._residence_for(device) == "disk":
-            return DiskBatches(self._ready, count), True
-        return RowBatches(count), False
+        disk = self._residence_for(device) == "disk"
+        return (DiskBatches(self._ready, count) if disk else RowBatches(count)), disk
 
     def _dataloader(self, sampler: DealtBatches, device: torch.device | None = None) -> DataLoader:
         device = device or self._device()
