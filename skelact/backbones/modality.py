@@ -15,6 +15,7 @@ from skelact.backbones.attention import xavier_linear
 from skelact.backbones.base import Encoder
 from skelact.backbones.normalisation import GlobalBatchNorm
 from skelact.backbones.temporal import TemporalEncoder
+from skelact.backbones.tokens import TokenEncoder
 from skelact.clips import Frames, RaggedClips
 from skelact.errors import SkelactError
 from skelact.skeleton.layouts import get_layout
@@ -115,6 +116,8 @@ class SkeletonEncoder(ModalityEncoder):
             limit_dims(augment, self.layout)
             if getattr(augment, "views", 1) is None:
                 augment.views = 1  # type: ignore[assignment]
+        if isinstance(backbone, TokenEncoder) and backbone.unobserved == "zero":
+            backbone.mask_token.requires_grad_(False)  # nothing is masked, and ranks would wait for its gradient
         self.backbone, self.sampler, self.augment = backbone, sampler, augment
         self.streams, self.use_mask = tuple(streams), use_mask
         self.adapter = nn.Sequential(nn.Linear(backbone.num_features, width), nn.LayerNorm(width, eps=1e-6))
