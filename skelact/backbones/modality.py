@@ -5,6 +5,7 @@ Images are read by :mod:`skelact.backbones.video`, inertial and other signals by
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -197,14 +198,7 @@ class JointConvEncoder(ModalityEncoder):
         self.sampler, self.channels, self.use_mask = sampler, channels, use_mask
         self.embed = nn.Linear(channels, width)
         xavier_linear(self.embed)
-        layers: list[nn.Module] = []
-        for number in range(self.LAYERS):
-            layers += [nn.Conv1d(width, width, 3), GlobalBatchNorm(width)]
-            if number < self.LAYERS - 1:
-                layers.append(nn.ReLU(inplace=True))
-            if number % 2 == 0:
-                layers.append(nn.Dropout(0.1))
-        self.convolutions = nn.Sequential(*layers)
+        self.convolutions = nn.Sequential(*(_convolution(width, number, self.LAYERS) for number in range(self.LAYERS)))
         self.temporal = TemporalEncoder(width, depth, num_heads, mlp_ratio, drop_path, position)
 
     def frames(self, body: Tensor) -> Tensor:
@@ -218,6 +212,16 @@ class JointConvEncoder(ModalityEncoder):
             views = views.masked_fill(~mask[..., None], 0.0)
         seen = mask[:, 0].any(-1) if mask is not None and self.use_mask else None
         return self.temporal(each_frame(self.frames, views[:, 0, ..., : self.channels], self.width, seen), seen)
+
+
+def _convolution(width: int, number: int, layers: int) -> nn.Sequential:
+    """One of the convolutions: the last has no ReLU, every second no dropout."""
+    block: dict[str, nn.Module] = {"conv": nn.Conv1d(width, width, 3), "norm": GlobalBatchNorm(width)}
+    if number < layers - 1:
+        block["relu"] = nn.ReLU(inplace=True)
+    if number % 2 == 0:
+        block["dropout"] = nn.Dropout(0.1)
+    return nn.Sequential(OrderedDict(block))
 
 
 def each_frame(network: nn.Module | Any, values: Tensor, width: int, mask: Tensor | None = None) -> Tensor:
