@@ -335,8 +335,7 @@ def forward_gflops(
     method.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            views, mask = method.sample(batch)
-            method.encode(views, streams, mask)
+            method.features(batch, streams)
     finally:
         method.train(was_training)
     return counter.get_total_flops() / 1e9

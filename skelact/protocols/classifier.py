@@ -195,7 +195,7 @@ class ClassifierProtocol:
             outcomes.append(found)
         last, start = outcomes[-1], outcomes[0]
         extra: dict[str, Any] = {
-            "streams": "+".join(last.method.streams), "backbone": type(last.method.backbone).__name__,
+            "streams": "+".join(last.method.streams), "backbone": _network(last.method),
             "mode": last.method.mode, "steps": start.steps, "train_clips": start.clips, **self.facts(jobs[0]),
         }  # fmt: skip
         epochs = [found.best_epoch for found in outcomes if found.best_epoch is not None]
@@ -261,7 +261,12 @@ class ClassifierProtocol:
 
 def classifier_name(method: Method) -> str:
     """`supervised stgcn`: what a classifier is called in tables."""
-    return f"{type(method).__name__} {type(method.backbone).__name__}".lower().removesuffix("encoder")
+    return f"{type(method).__name__} {_network(method)}".lower().removesuffix("encoder")
+
+
+def _network(method: Method) -> str:
+    """The backbone's name; of a method of several modalities, each with its own, that of their fusion."""
+    return type(getattr(method, "backbone", None) or method.fusion).__name__
 
 
 def _parts(datamodule: SkeletonDataModule, fit: str) -> list[str]:
