@@ -239,16 +239,16 @@ class ModalClips:
         )
 
 
-def zero_clips(count: int, shape: Sequence[int], device: torch.device) -> RaggedClips | Frames:
+def zero_clips(count: int, shape: Sequence[int], like: Tensor) -> RaggedClips | Frames:
     """So many clips of zeros, none too.
 
     Args:
         count: of clips.
         shape: as :attr:`RaggedClips.shape` or :attr:`Frames.shape` tells it, which have different numbers of axes.
-        device: where they shall be.
+        like: of the type and on the device that their values shall have.
     """
-    values = torch.zeros(count, *shape, device=device)
+    values = like.new_zeros(count, *shape)
     if len(shape) != 3:
-        return Frames(values, torch.ones(count, shape[0], dtype=torch.bool, device=device))
-    row = torch.arange(count, device=device)
+        return Frames(values, torch.ones(count, shape[0], dtype=torch.bool, device=like.device))
+    row = torch.arange(count, device=like.device)
     return RaggedClips(values, row, torch.ones_like(row), torch.full_like(row, -1), row)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
 from typing import Any, Literal
 
 import torch
@@ -28,7 +27,7 @@ from skelact.objectives import all_reduce, largest, world_size
 from skelact.skeleton.layouts import get_layout
 from skelact.skeleton.streams import derive
 from skelact.transforms.draws import Draws
-from skelact.transforms.dropping import DropPolicy, subset_table
+from skelact.transforms.dropping import DropPolicy, subset_table, subsets_of
 
 FUSIONS = {"sum": SumFusion, "concat": ConcatFusion, "transformer": TransformerFusion, "late": LateFusion}
 Clips = RaggedClips | ModalClips
@@ -169,11 +168,11 @@ class MultiModal(Learner):
             Tokens `(N, M, D)`, zeros where absent, and what is present `(N, M)` bool.
         """
         batch, made = ModalClips.of(batch), dict[str, Tensor]()
+        self._shapes.update({source: part.shape for source, part in batch.parts.items()})
         for name in self.streams if streams is None else [n for n in self.streams if n in streams]:
             encoder = self.encoder(name)
             if (part := batch.parts.get(encoder.source)) is not None:
                 rows = batch.rows(encoder.source)
-                self._shapes[encoder.source] = part.shape
                 token = encoder(part, None if draws is None else draws.rows(rows))
                 made[name] = _spread(token, rows, len(batch))
         zeros = torch.zeros(len(batch), self.width, device=batch.device)
@@ -192,9 +191,8 @@ class MultiModal(Learner):
             return self.fusion(tokens, kept)
         if fill == "late_average":
             assert isinstance(self.fusion, SumFusion | ConcatFusion)
-            return self.fusion.unimodal(tokens).where(kept.T[..., None], 0).sum(0) / kept.sum(
-                1, keepdim=True
-            ).clamp_min(1)
+            each = self.fusion.unimodal(tokens).where(kept.T[..., None], 0)
+            return each.sum(0) / kept.sum(1, keepdim=True).clamp_min(1)
         return self.fusion(torch.where(kept[..., None], tokens, stand_in))
 
     def classify_subsets(
@@ -248,7 +246,7 @@ class MultiModal(Learner):
             encoder = self.encoder(name)
             if encoder.source not in self._shapes:
                 raise SkelactError(f"fill=zero_input: no clip with {name} was seen yet, so that its shape is not known")
-            part = zero_clips(1, self._shapes[encoder.source], like.device)
+            part = zero_clips(1, self._shapes[encoder.source], like)
             blanks.append(encoder(encoder.blank(part))[0])
         return torch.stack(blanks).to(like)
 
@@ -299,14 +297,14 @@ class MultiModal(Learner):
         Its encoder then takes part in statistics and gradients of the global batch. What any rank has is known from the
         shapes of a clip of each part, exchanged at once; this waits for the other ranks.
         """
-        batch = ModalClips.of(batch)
-        if world_size() == 1:
-            return batch
+        if world_size() == 1 or isinstance(batch, RaggedClips):
+            return ModalClips.of(batch)
         sources = list(dict.fromkeys(self.encoder(name).source for name in self.streams))
         own = [batch.parts[source].shape if source in batch.parts else () for source in sources]
         shapes = largest(torch.tensor([[*shape, *[0] * (4 - len(shape))] for shape in own], device=batch.device))
         found = {source: [size for size in row if size] for source, row in zip(sources, shapes.tolist(), strict=True)}
-        others = {s: zero_clips(0, shape, batch.device) for s, shape in found.items() if shape and s not in batch.parts}
+        like = next(self.parameters())
+        others = {s: zero_clips(0, shape, like) for s, shape in found.items() if shape and s not in batch.parts}
         return replace(batch, parts={**batch.parts, **others})
 
     def _tied(self, batch: ModalClips) -> Tensor:
@@ -387,13 +385,6 @@ class MultiModal(Learner):
         if self._trainer is not None:
             found = {"val/loss": loss, "val/top1": 100 * top1, "val/mean_top1": 100 * mean}
             self.log_dict(found, sync_dist=True)
-
-
-def subsets_of(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """All non-empty subsets, the whole last; of more than five names those of one, of all but one, and of all."""
-    count = len(names)
-    sizes = range(1, count + 1) if count <= 5 else (1, count - 1, count)
-    return [subset for size in sizes for subset in combinations(names, size)]
 
 
 def _spread(x: Tensor, rows: Tensor, count: int) -> Tensor:

@@ -8,10 +8,10 @@ import torch
 
 from skelact.methods.actionmae import ActionMAE
 from skelact.methods.modulation import coefficients
-from skelact.methods.multimodal import MultiModal, subsets_of
+from skelact.methods.multimodal import MultiModal
 from skelact.methods.schedules import staircase
 from skelact.objectives.actionmae import reconstruction_loss
-from skelact.transforms.dropping import UniformCount
+from skelact.transforms.dropping import UniformCount, subsets_of
 from tests.methods.golden_actionmae import GOLDEN, NAMES, batch_of, load, load_released, make, renamed
 
 close = torch.testing.assert_close
