@@ -9,7 +9,7 @@ import torch
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from skelact.engine.build import build, check_types, locate
+from skelact.engine.build import blank, build, check_types, locate
 
 CONF = Path(skelact.conf.__path__[0])
 EXPERIMENTS = sorted(p.stem for p in (CONF / "experiment").glob("*.yaml"))
@@ -112,9 +112,10 @@ def test_experiments_compose_and_build(name):
     assert config["name"] == name
     check_binding(config)
     with torch.device("meta"):
-        method = build(config["method"], "method")
+        method = build(blank(config["method"]), "method")
     assert sum(p.numel() for p in method.parameters()) > 10_000
-    assert len(method.streams) == (1 if name.startswith(("maskclr", "motionbert", "stgcn")) else 3)
+    read = config["data"].get("modalities") or ([1] if name.startswith(("maskclr", "motionbert", "stgcn")) else [1] * 3)
+    assert len(method.streams) == len(read)
 
 
 @pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n.startswith("umurl_ntu")])
@@ -131,6 +132,23 @@ def test_published_recipes_are_whole(name):
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build(method).parameters())
     assert parameters == 72_448_000  # counted on the reference code
+
+
+@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n.startswith(("actionmae_ntu", "fusion_ntu"))])
+def test_published_recipes_of_actionmae_are_whole(name):
+    """Sizes: spec 3.11, without the unused heads of 1000 classes."""
+    config = composed(f"experiment={name}", "preset=as_released")
+    method, data, trainer = config["method"], config["data"], config["trainer"]
+    assert (data["batch_size"], data["frames"], trainer["max_epochs"]) == (64, 16, 200)
+    assert method["optimizer"]["lr"] == (2.5e-5 if name.startswith("actionmae") else 2e-4)
+    assert (method["optimizer"]["weight_decay"], method["fusion"], method["label_smoothing"]) == (1e-4, "sum", 0.1)
+    three = "ir" in data["modalities"]
+    sizes = {("actionmae", False): 69_146_312, ("actionmae", True): 97_281_068}
+    sizes |= {("fusion", False): 56_269_512, ("fusion", True): 84_404_268}
+    with torch.device("meta"):
+        built = build(blank({**method, "num_classes": 60}), "method")
+    heads = 513_000 * len(built.streams)
+    assert sum(p.numel() for p in built.parameters()) == sizes[name.partition("_")[0], three] - heads
 
 
 @pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n.startswith(("maskclr_ntu", "motionbert_ntu"))])
