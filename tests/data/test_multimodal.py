@@ -461,3 +461,19 @@ def test_utd_mhad(tmp_path, monkeypatch, capsys):
     assert main(["info", "data=utd_mhad_multi", "data.modalities=[inertial,depth]"]) == 0
     shown = capsys.readouterr().out
     assert "modalities: 861 clips" in shown and "swipe left" in shown
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("residence", ["disk", "ram", "device"])
+def test_on_a_gpu(root, residence):
+    module, host = _module(root, residence=residence), _module(root, residence="disk")
+    loaders = module.train_dataloader(), host.train_dataloader()
+    for a, b in zip(*loaders, strict=True):
+        a, b = module.transfer_batch_to_device(a, torch.device("cuda")), host.transfer_batch_to_device(b, CPU)
+        assert all(part.to("cpu") is not part for part in a.parts.values()) and a.available.is_cuda
+        a, b = _clips(module, a.to("cpu")), _clips(host, b)
+        assert a.keys() == b.keys()
+        for k, parts in b.items():
+            assert parts.keys() == a[k].keys()
+            torch.testing.assert_close(a[k], parts, rtol=1e-5, atol=1e-5)
