@@ -115,7 +115,7 @@ class TokenAutoencoder(nn.Module):
         decoded: Tensor,
         order: Tensor | None = None,
         fusion_input: Literal["bypass", "decoded"] = "bypass",
-        full_path: Literal["own", "memory"] = "own",
+        full_path: Literal["tokens", "memory"] = "tokens",
     ) -> Tensor:
         """What the fusion head sees, `(B, M, D)`.
 
@@ -127,7 +127,7 @@ class TokenAutoencoder(nn.Module):
             order: as given to it.
             fusion_input: survivors go around the auto-encoder (`bypass`, the paper), or are what the decoder makes of
                 them (`decoded`, as released).
-            full_path: where a clip has all M modalities: its own tokens, the original ones or, with `decoded`, what the
+            full_path: where a clip has all M modalities: its `tokens`, the original ones or, with `decoded`, what the
                 encoder made of them; or the first M outputs of the encoder, memory first (`memory`, as released).
         """
         chosen = torch.where(kept[..., None], tokens, decoded) if fusion_input == "bypass" else decoded

@@ -10,12 +10,16 @@ import torch
 
 
 class BestEpoch(pl.Callback):
-    """Writes `checkpoints/best.ckpt` whenever `val/top1` has grown, or is equal at a smaller `val/loss`.
+    """Writes `checkpoints/best.ckpt` whenever an accuracy has grown, or is equal at a smaller `val/loss`.
 
     `checkpoints/last.ckpt` stays what it is: the state from which a run is continued.
+
+    Args:
+        monitor: the accuracy; None: the method's, which is `val/top1`, or `val/mean_top1` over subsets of modalities.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, monitor: str | None = None) -> None:
+        self.monitor = monitor
         self.epoch: int | None = None
         self.top1, self.loss = -1.0, float("inf")
 
@@ -33,9 +37,10 @@ class BestEpoch(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compare, and save."""
-        if trainer.sanity_checking or "val/top1" not in trainer.callback_metrics:
+        monitor = self.monitor or getattr(pl_module, "monitor", "val/top1")
+        if trainer.sanity_checking or monitor not in trainer.callback_metrics:
             return
-        top1, loss = (float(trainer.callback_metrics[name]) for name in ("val/top1", "val/loss"))
+        top1, loss = (float(trainer.callback_metrics[name]) for name in (monitor, "val/loss"))
         if (top1, -loss) > (self.top1, -self.loss):
             self.epoch, self.top1, self.loss = int(trainer.current_epoch), top1, loss
             trainer.save_checkpoint(self.path(trainer))

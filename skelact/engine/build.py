@@ -145,14 +145,22 @@ def build(node: Mapping[str, Any], where: str = "config", **arguments: Any) -> A
 
 
 def blank(method: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's node without the file of weights that its backbone begins with: others follow, or none shall.
+    """A method's node without the weights that its backbone or encoders begin with: others follow, or none shall.
 
-    Weights of a checkpoint of ours take their place, and what such a checkpoint says must not open files.
+    Weights of a checkpoint of ours take their place, and what such a checkpoint says must neither open files nor ask
+    other machines for them.
     """
-    backbone = method.get("backbone")
-    if not isinstance(backbone, Mapping) or "pretrained" not in backbone:
-        return dict(method)
-    return {**method, "backbone": {**backbone, "pretrained": None}}
+    made = dict(method)
+    if isinstance(backbone := made.get("backbone"), Mapping) and "pretrained" in backbone:
+        made["backbone"] = {**backbone, "pretrained": None}
+    if isinstance(encoders := made.get("encoders"), Mapping):
+        made["encoders"] = {name: _random(node) for name, node in encoders.items()}
+    return made
+
+
+def _random(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    made = blank(encoder)
+    return {**made, "pretrained": False} if "pretrained" in made else made
 
 
 def released(config: Mapping[str, Any]) -> str | None:

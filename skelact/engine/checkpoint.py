@@ -70,7 +70,7 @@ def make_card(config: Mapping[str, Any], datamodule: Any, method: Any, logger_id
         "format": FORMAT,
         "version": __version__,
         "config": dict(config),
-        "layout": layout.to_dict(),
+        "layout": None if layout is None else layout.to_dict(),  # a method of images alone has no joints
         "class_names": [str(name) for name in datamodule.class_names],
         "fingerprint": str(datamodule.fingerprint),
         "logger_id": logger_id,

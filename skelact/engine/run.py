@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from skelact.engine.announce import announce, show
 from skelact.engine.build import blank, build, build_data, locate, released
 from skelact.engine.settings import ConfigError, freeze, write_yaml
 from skelact.errors import SkelactError
@@ -73,7 +74,7 @@ def run(cfg: DictConfig, overrides: list[str], choices: Mapping[str, Any], run_d
         records = read_records(run_dir / RESULTS)
     else:
         records = execute(config)
-    _print_tables(records, run_dir)
+    show(records, run_dir / RESULTS)
     return records
 
 
@@ -164,6 +165,7 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
         method = build(blank(config["method"]) if config.get("resume") or pretrained else config["method"], "method")
         if pretrained is not None:
             take_backbone(method, pretrained, str(config["checkpoint"]))
+    attach(datamodule, method)
     fresh, trained, alone = pretrained is None and not released(config), False, functools.cache(_alone_again)
     device = pick_device(config["trainer"])
     records: list[Record] = []
@@ -172,7 +174,7 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
     try:
         loggers = _loggers(config, run_dir)
         if first:
-            _announce(config, datamodule, method, run_dir, device)
+            announce(config, datamodule, method, _plan(config), device)
         for number, name in enumerate(_plan(config)):
             protocol = build(_node(config, name), f"protocol {name}")
             extra: dict[str, Any] = {
@@ -216,6 +218,12 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return records
+
+
+def attach(datamodule: Any, method: Any) -> None:
+    """Let data that a method's frozen encoder shall go over once (`data.cache_features=true`) know the method."""
+    if hasattr(datamodule, "attach"):
+        datamodule.attach(method)
 
 
 def untrained(config: Mapping[str, Any], seed: int) -> Any:
@@ -353,33 +361,6 @@ def _log_results(loggers: list[Any], records: list[Record], run_dir: Path, metho
             logger.log_image(key=f"pictures/{picture.stem}", images=[str(picture)])
 
 
-def _announce(config: Mapping[str, Any], datamodule: Any, method: Any, run_dir: Path, device: Any) -> None:
-    from rich.console import Console
-
-    parameters = sum(p.numel() for p in method.parameters())
-    source = f" from {weights}" if (weights := config.get("checkpoint") or released(config)) else ""
-    split, streams = config["data"].get("split", ""), "+".join(method.streams)
-    lines = [
-        f"method    {type(method).__name__}{source}, {parameters / 1e6:.2f} M parameters, streams {streams}",
-        f"data      {datamodule.name} {split}, {datamodule.num_classes} classes, layout {method.layout.name}",
-        f"protocol  {', '.join(_plan(config))}   seed {config['seed']}   device {device}",
-        f"run       {run_dir}",
-    ]
-    Console(stderr=True, highlight=False).print("\n".join(lines), markup=False)
-
-
-def _print_tables(records: list[Record], run_dir: Path) -> None:
-    from rich.console import Console
-
-    from skelact.tables import print_tables
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 140  # a file or a pipe has no width of its own
-    print_tables(records, console)
-    console.print(f"results in {run_dir / RESULTS}", markup=False, soft_wrap=True)
-
-
 def load_run(path: str | Path) -> tuple[Any, Any, dict[str, Any]]:
     """Method, datamodule and config of a checkpoint, for notebooks, plots and predictions.
 
@@ -393,8 +374,9 @@ def load_run(path: str | Path) -> tuple[Any, Any, dict[str, Any]]:
 
     content = read(path)
     config = content[KEY]["config"]
-    datamodule = build_data(config["data"])
-    return restore(content, str(path)), datamodule, config
+    method, datamodule = restore(content, str(path)), build_data(config["data"])
+    attach(datamodule, method)
+    return method, datamodule, config
 
 
 __all__ = ["ConfigError", "SkelactError", "execute", "load_run", "make_trainer", "pick_device", "run", "task"]

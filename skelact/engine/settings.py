@@ -53,6 +53,7 @@ def freeze(cfg: DictConfig, overrides: Sequence[str] = (), choices: Mapping[str,
         if cfg.get("checkpoint"):
             inherit(cfg, overrides)
         complete_from_card(cfg)
+        keep_encoders(cfg.method)
         container = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     assert isinstance(container, dict)
     frozen: dict[str, Any] = {str(key): value for key, value in container.items()}
@@ -111,6 +112,26 @@ def inherit(cfg: DictConfig, overrides: Sequence[str]) -> None:
     cfg.source = {key: given["data"].get(key) for key in ("name", "split")} | {"fingerprint": card.get("fingerprint")}
 
 
+def keep_encoders(method: DictConfig) -> None:
+    """Leave of the encoders, one for each modality there might be, those of the modalities that are read.
+
+    Raises:
+        ConfigError: a modality has no encoder.
+    """
+    if "encoders" not in method:
+        return
+    names = [str(name) for name in method.modalities]
+    for name in names:
+        if name not in method.encoders:
+            known = ", ".join(str(key) for key in method.encoders)
+            raise ConfigError(
+                f"method.modalities={names}: there is no encoder for {name} (there are {known}); "
+                f"give method.encoders.{name}"
+            )
+    for name in [key for key in method.encoders if key not in names]:
+        method.encoders.pop(name)
+
+
 def _check_layout(cfg: DictConfig, card: Mapping[str, Any], given: bool) -> None:
     """Have the joints of other data converted to the checkpoint's layout, where there is a conversion.
 
@@ -120,10 +141,10 @@ def _check_layout(cfg: DictConfig, card: Mapping[str, Any], given: bool) -> None
     from skelact.skeleton.convert import list_conversions
     from skelact.skeleton.layouts import Layout, get_layout
 
-    trained = Layout.from_dict(card["layout"])
     found = None if OmegaConf.is_missing(cfg.data, "layout") else cfg.data.get("layout")
-    if found is None:
+    if found is None or card["layout"] is None:
         return
+    trained = Layout.from_dict(card["layout"])
     named: Any = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
     layout = get_layout(named)
     if not given and (layout.name, trained.name) in list_conversions():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -35,6 +37,9 @@ class Learner(pl.LightningModule):
 
     streams: tuple[str, ...]
     """What a clip is recognised from, in order: streams of a skeleton, or modalities."""
+
+    monitor = "val/top1"
+    """By what the best epoch is chosen, the larger the better."""
 
     def __init__(
         self,
@@ -76,8 +81,20 @@ class Learner(pl.LightningModule):
         optimizer = self.optimizer(self.parameter_groups())
         if self.scheduler is None:
             return optimizer
-        schedule = {"scheduler": self.scheduler(optimizer), "interval": self.scheduler_interval}
+        schedule = {"scheduler": self._schedule(optimizer), "interval": self.scheduler_interval}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _schedule(self, optimizer: Optimizer) -> Any:
+        """The schedule; one that wants to know how many steps an epoch has is told."""
+        assert self.scheduler is not None
+        steps = inspect.signature(self.scheduler).parameters.get("steps_per_epoch")
+        if steps is None or steps.default not in (None, steps.empty):
+            return self.scheduler(optimizer)
+        if self._trainer is None:
+            raise SkelactError("the schedule counts epochs in steps: without a trainer, give scheduler.steps_per_epoch")
+        self.trainer.fit_loop.setup_data()
+        count = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        return self.scheduler(optimizer, steps_per_epoch=count)  # type: ignore[call-arg]
 
 
 class Method(Learner):

@@ -47,3 +47,34 @@ def milestones(optimizer: Optimizer, milestones: Sequence[int], warmup: int = 0,
         return min(1.0, (unit + 1) / warmup if warmup else 1.0) * gamma ** sum(unit >= m for m in milestones)
 
     return LambdaLR(optimizer, factor)
+
+
+def staircase(
+    optimizer: Optimizer,
+    steps_per_epoch: int,
+    warmup: int = 5,
+    every: int = 30,
+    extra: Sequence[int] = (80,),
+    gamma: float = 0.1,
+) -> LambdaLR:
+    """ActionMAE's schedule, to be stepped at every optimiser step (`scheduler_interval=step`).
+
+    Linear warm-up by steps, then the learning rate times `gamma` every so many epochs and at some more (Woo et al.,
+    AAAI 2023, released code).
+
+    Args:
+        optimizer: whose learning rates are scaled.
+        steps_per_epoch: optimiser steps n of an epoch; a method that is trained by a trainer fills it in.
+        warmup: epochs of warm-up; step s runs at (s + 1) / (warmup * n) of the full rate.
+        every: epochs between drops.
+        extra: epochs, 0-based, at whose start the rate drops once more.
+        gamma: factor of each drop.
+    """
+
+    def factor(step: int) -> float:
+        epoch = step // steps_per_epoch
+        if epoch < warmup:
+            return (step + 1) / (warmup * steps_per_epoch)
+        return gamma ** (epoch // every + sum(epoch >= e for e in extra))
+
+    return LambdaLR(optimizer, factor)

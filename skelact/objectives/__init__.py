@@ -6,7 +6,7 @@ its inputs on their device; none of them reads a value back to the host.
 
 from skelact.objectives.actionmae import reconstruction_loss
 from skelact.objectives.contrastive import cosine_distance, cross_entropy_of_positives, mimic, nearest
-from skelact.objectives.ranks import all_reduce, at_least_single, gather, global_mean, own_rows, world_size
+from skelact.objectives.ranks import all_reduce, at_least_single, gather, global_mean, largest, own_rows, world_size
 from skelact.objectives.supcon import supcon
 from skelact.objectives.umurl import UmURLTerms, umurl_loss, vc_regularisation
 
@@ -18,6 +18,7 @@ __all__ = [
     "cross_entropy_of_positives",
     "gather",
     "global_mean",
+    "largest",
     "mimic",
     "nearest",
     "own_rows",

@@ -71,6 +71,15 @@ def all_reduce(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _AllReduce.apply(x)
 
 
+def largest(x: Tensor) -> Tensor:
+    """Each entry's largest value over ranks, without a gradient; `x` itself without a process group."""
+    if world_size() == 1:
+        return x
+    found = x.detach().clone()
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found
+
+
 def global_mean(per_sample: Tensor) -> Tensor:
     """Mean over the last dimension and over all ranks, the same on every rank; differentiable.
 
