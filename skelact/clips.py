@@ -153,6 +153,11 @@ class Frames:
     def __len__(self) -> int:
         return self.values.shape[0]
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a clip: (T, 3, H, W) or (T, D)."""
+        return tuple(self.values.shape[1:])
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Frames:
         """The same frames on another device."""
         return Frames(
@@ -187,6 +192,15 @@ class ModalClips:
 
     def __len__(self) -> int:
         return self.label.shape[0]
+
+    @classmethod
+    def of(cls, clips: RaggedClips | ModalClips) -> ModalClips:
+        """Clips of skeletons alone as clips that have this one modality, others as they are."""
+        if isinstance(clips, cls):
+            return clips
+        assert isinstance(clips, RaggedClips)
+        everywhere = torch.ones(len(clips), 1, dtype=torch.bool, device=clips.label.device)
+        return cls({"skeleton": clips}, everywhere, ("skeleton",), clips.label, clips.index)
 
     @property
     def device(self) -> torch.device:
@@ -223,3 +237,18 @@ class ModalClips:
             self.label.pin_memory(),
             self.index.pin_memory(),
         )
+
+
+def zero_clips(count: int, shape: Sequence[int], like: Tensor) -> RaggedClips | Frames:
+    """So many clips of zeros, none too.
+
+    Args:
+        count: of clips.
+        shape: as :attr:`RaggedClips.shape` or :attr:`Frames.shape` tells it, which have different numbers of axes.
+        like: of the type and on the device that their values shall have.
+    """
+    values = like.new_zeros(count, *shape)
+    if len(shape) != 3:
+        return Frames(values, torch.ones(count, shape[0], dtype=torch.bool, device=like.device))
+    row = torch.arange(count, device=like.device)
+    return RaggedClips(values, row, torch.ones_like(row), torch.full_like(row, -1), row)

@@ -83,8 +83,8 @@ class SkeletonEncoder(ModalityEncoder):
         sampler: evaluation views, `RaggedClips -> (views, mask)`.
         augment: training views, `(RaggedClips, Draws) -> [(views, mask), ...]`, of which the first is taken; None:
             train on evaluation views.
-        streams: streams that the backbone is given. Streams that shall be modalities of their own have an encoder each;
-            their views of a clip are the same, for draws belong to clips.
+        streams: streams that the backbone is given; a backbone of one stream takes any. Streams that shall be
+            modalities of their own have an encoder each; their views of a clip are the same, for draws belong to clips.
         source: see :class:`ModalityEncoder`.
         group: see :class:`ModalityEncoder`.
         use_mask: see :class:`skelact.methods.base.Method`.
@@ -107,7 +107,11 @@ class SkeletonEncoder(ModalityEncoder):
     ) -> None:
         super().__init__(width, source, group)
         self.layout = get_layout(layout)
-        if not streams or not set(streams) <= set(backbone.streams):
+        if len(streams) != 1 or len(backbone.streams) != 1:
+            self.called = {name: name for name in streams}
+        else:
+            self.called = {streams[0]: backbone.streams[0]}  # whose name for its only input says nothing
+        if not streams or not set(self.called.values()) <= set(backbone.streams):
             raise SkelactError(f"streams {list(streams)} must be some of the backbone's: {', '.join(backbone.streams)}")
         if not getattr(sampler, "evaluates", True):
             raise SkelactError(f"sampler: {type(sampler).__name__} is random; clips are evaluated without randomness")
@@ -130,7 +134,8 @@ class SkeletonEncoder(ModalityEncoder):
         """The backbone's streams of joint views, each `(n, M, T, V, C)`; what was not observed is not read."""
         if mask is not None:
             views = views.masked_fill(~mask[..., None], 0.0)
-        return derive(views, self.streams, self.layout, mask if self.use_mask else None)
+        made = derive(views, self.streams, self.layout, mask if self.use_mask else None)
+        return {self.called[name]: stream for name, stream in made.items()}
 
     def forward(self, part: RaggedClips | Frames, draws: Draws | None = None) -> Tensor:
         """See :class:`ModalityEncoder`."""

@@ -86,14 +86,16 @@ class ActionMAE(MultiModal):
         drop: what modalities a clip keeps in training; None: :class:`UniformCount` by `drop_count`.
         fusion_input: `bypass`: the fusion sees survivors as their encoders made them; `decoded`: what the decoder makes
             of them. None: by the preset, as the following four.
-        full_path: what it sees of a clip that has everything: its own `tokens` (with `decoded`: the encoder's outputs for
-            them), or `memory`: the first M outputs of the encoder, which begin with the memory tokens (a defect).
+        full_path: what it sees of a clip that has everything: its own `tokens` (with `decoded`: the encoder's outputs
+            for them), or `memory`: the first M outputs of the encoder, which begin with the memory tokens (a defect).
         eval_slots: at test time survivors stand in their `own` slots, or `packed` in the first ones (a defect).
         modality_embedding: learned embeddings at the inputs of encoder and decoder.
         drop_count: of the default policy: each clip's own number of survivors (`sample`) or one a `batch`.
         label_smoothing: see :class:`MultiModal`.
         layout: see :class:`MultiModal`.
         preset: `corrected`, or `as_released` for the published code's behaviour; fills options that are None.
+        position: see :class:`MultiModal`.
+        use_padding_mask: see :class:`MultiModal`.
         optimizer: factory.
         scheduler: factory.
         scheduler_interval: see :class:`Learner`.
@@ -131,6 +133,8 @@ class ActionMAE(MultiModal):
         label_smoothing: float = 0.1,
         layout: str | Mapping[str, Any] | None = None,
         preset: Literal["as_released", "corrected"] = "corrected",
+        position: bool | None = None,
+        use_padding_mask: bool | None = None,
         optimizer: Callable[..., Optimizer] | None = None,
         scheduler: Callable[[Optimizer], Any] | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
@@ -145,7 +149,8 @@ class ActionMAE(MultiModal):
             )
         super().__init__(
             encoders, modalities, num_classes, width, fusion, fusion_depth, num_heads, mlp_ratio, drop, label_smoothing,
-            None, layout, preset, optimizer, scheduler, scheduler_interval, exclude_from_decay, seed,
+            None, layout, preset, position, use_padding_mask, optimizer, scheduler, scheduler_interval,
+            exclude_from_decay, seed,
         )  # fmt: skip
         given = {
             "fusion_input": fusion_input, "full_path": full_path, "eval_slots": eval_slots,

@@ -5,8 +5,10 @@ OGM-GE (Peng et al., CVPR 2022) without its noise, as the baseline of ActionMAE 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from skelact.methods.supervised import UNLABELLED
 from skelact.objectives import all_reduce, at_least_single
@@ -39,3 +41,12 @@ def coefficients(logits: Tensor, labels: Tensor, kept: Tensor, alpha: float = 1.
     ratio = (score * seen.sum() / score.sum()).where(seen, 1)
     found = 1 - torch.tanh(alpha * (ratio - 1))
     return found.clamp_max(1) if preset == "corrected" else found
+
+
+@torch.no_grad()
+def scale_gradients(modules: Iterable[nn.Module], factor: Tensor) -> None:
+    """Multiply the gradients of all weights inside."""
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)

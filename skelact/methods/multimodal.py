@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations
 from typing import Any, Literal
 
 import torch
@@ -18,19 +17,20 @@ from torch.optim import Optimizer
 
 from skelact.backbones.fusion import ConcatFusion, LateFusion, SumFusion, TransformerFusion
 from skelact.backbones.modality import ModalityEncoder
-from skelact.clips import Frames, ModalClips, RaggedClips
+from skelact.backbones.temporal import TemporalEncoder
+from skelact.clips import ModalClips, RaggedClips, zero_clips
 from skelact.errors import SkelactError
 from skelact.methods.base import Learner
-from skelact.methods.modulation import coefficients
+from skelact.methods.modulation import coefficients, scale_gradients
 from skelact.methods.supervised import UNLABELLED, count_correct, cross_entropy_sum
 from skelact.objectives import all_reduce, largest, world_size
 from skelact.skeleton.layouts import get_layout
 from skelact.skeleton.streams import derive
 from skelact.transforms.draws import Draws
-from skelact.transforms.dropping import DropPolicy, subset_table
+from skelact.transforms.dropping import DropPolicy, subset_table, subsets_of
 
 FUSIONS = {"sum": SumFusion, "concat": ConcatFusion, "transformer": TransformerFusion, "late": LateFusion}
-Subset = tuple[str, ...]
+Clips = RaggedClips | ModalClips
 
 
 class MultiModal(Learner):
@@ -50,7 +50,10 @@ class MultiModal(Learner):
         label_smoothing: of the training loss.
         ogm_alpha: strength of gradient modulation, published 1; None: none.
         layout: joint layout of the skeletons, where there are any.
-        preset: `corrected`, or `as_released` for the published code's behaviour.
+        preset: `corrected`, or `as_released` for the published code's behaviour; fills options that are None.
+        position: sinusoids in the encoders' transformers over time; None: not as released, else as each encoder has it.
+        use_padding_mask: frames after the end of short clips, and joints that were not observed, take no part; None:
+            likewise.
         optimizer: factory.
         scheduler: factory.
         scheduler_interval: see :class:`Learner`.
@@ -80,6 +83,8 @@ class MultiModal(Learner):
         ogm_alpha: float | None = None,
         layout: str | Mapping[str, Any] | None = None,
         preset: Literal["as_released", "corrected"] = "corrected",
+        position: bool | None = None,
+        use_padding_mask: bool | None = None,
         optimizer: Callable[..., Optimizer] | None = None,
         scheduler: Callable[[Optimizer], Any] | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
@@ -91,16 +96,17 @@ class MultiModal(Learner):
             raise SkelactError(f"preset={preset!r} is neither corrected nor as_released")
         if fusion not in FUSIONS:
             raise SkelactError(f"fusion={fusion} is none of {', '.join(FUSIONS)}")
-        self.streams = tuple(modalities)
+        self.streams, self.preset = tuple(modalities), preset
         lacking = [name for name in self.streams if name not in encoders]
         if lacking or not self.streams or len(set(self.streams)) < len(self.streams):
             raise SkelactError(f"modalities={list(self.streams)} must be some of {', '.join(encoders)}, each once")
         self.encoders = nn.ModuleDict({name: encoders[name](width=width) for name in self.streams})
+        self._switch(position, use_padding_mask)
         self.groups = {name: self.encoder(name).group for name in self.streams}
         deep = {"depth": fusion_depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
         own = deep if fusion == "transformer" else {}
         self.fusion = FUSIONS[fusion](width, len(self.streams), num_classes, **own)
-        self.width, self.num_classes, self.preset = width, num_classes, preset
+        self.width, self.num_classes = width, num_classes
         self.drop, self.label_smoothing, self.ogm_alpha = drop, label_smoothing, ogm_alpha
         self.layout = None if layout is None else get_layout(layout)
         if ogm_alpha is not None and not isinstance(self.fusion, SumFusion | ConcatFusion):
@@ -110,6 +116,18 @@ class MultiModal(Learner):
         self._modulation = torch.ones(len(self.streams))
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._seen: Tensor | None = None
+
+    def _switch(self, position: bool | None, use_padding_mask: bool | None) -> None:
+        """Have all encoders do what the released code does or does not, where it is asked for."""
+        given = {"position": position, "use_mask": use_padding_mask}
+        released = {key: False for key, value in given.items() if value is None and self.preset == "as_released"}
+        places: dict[str, list[Any]] = {
+            "position": [module for module in self.encoders.modules() if isinstance(module, TemporalEncoder)],
+            "use_mask": [encoder for encoder in self.encoders.children() if hasattr(encoder, "use_mask")],
+        }
+        for key, value in {**given, **released}.items():
+            for module in places[key] if value is not None else ():
+                setattr(module, key, value)
 
     @property
     def fills(self) -> tuple[str, ...]:
@@ -130,13 +148,14 @@ class MultiModal(Learner):
         """`(S, M)` bool, the modalities of each subset."""
         return subset_table(tuple(tuple(subset) for subset in subsets), self.streams, device)
 
-    def available(self, batch: ModalClips, streams: Sequence[str] | None = None) -> Tensor:
+    def available(self, batch: Clips, streams: Sequence[str] | None = None) -> Tensor:
         """`(N, M)` bool: which clip has which modality, out of some (None: all)."""
+        batch = ModalClips.of(batch)
         has = torch.stack([batch.has(self.encoder(name).source) for name in self.streams], 1)
         return has if streams is None else has & self._table([streams], batch.device)
 
     def tokens(
-        self, batch: ModalClips, draws: Draws | None = None, streams: Sequence[str] | None = None
+        self, batch: Clips, draws: Draws | None = None, streams: Sequence[str] | None = None
     ) -> tuple[Tensor, Tensor]:
         """What the encoders make of a batch; no encoder is run for a modality that it has no part of.
 
@@ -148,12 +167,12 @@ class MultiModal(Learner):
         Returns:
             Tokens `(N, M, D)`, zeros where absent, and what is present `(N, M)` bool.
         """
-        made: dict[str, Tensor] = {}
+        batch, made = ModalClips.of(batch), dict[str, Tensor]()
+        self._shapes.update({source: part.shape for source, part in batch.parts.items()})
         for name in self.streams if streams is None else [n for n in self.streams if n in streams]:
             encoder = self.encoder(name)
             if (part := batch.parts.get(encoder.source)) is not None:
                 rows = batch.rows(encoder.source)
-                self._shapes[encoder.source] = _shape(part)
                 token = encoder(part, None if draws is None else draws.rows(rows))
                 made[name] = _spread(token, rows, len(batch))
         zeros = torch.zeros(len(batch), self.width, device=batch.device)
@@ -171,12 +190,13 @@ class MultiModal(Learner):
         if fill == "drop":
             return self.fusion(tokens, kept)
         if fill == "late_average":
-            each: Tensor = self.fusion.unimodal(tokens)
-            return each.where(kept.T[..., None], 0).sum(0) / kept.sum(1, keepdim=True).clamp_min(1)
+            assert isinstance(self.fusion, SumFusion | ConcatFusion)
+            each = self.fusion.unimodal(tokens).where(kept.T[..., None], 0)
+            return each.sum(0) / kept.sum(1, keepdim=True).clamp_min(1)
         return self.fusion(torch.where(kept[..., None], tokens, stand_in))
 
     def classify_subsets(
-        self, batch: ModalClips, subsets: Sequence[Sequence[str]], fill: str | None = None, means: Tensor | None = None
+        self, batch: Clips, subsets: Sequence[Sequence[str]], fill: str | None = None, means: Tensor | None = None
     ) -> Tensor:
         """Class scores when only some modalities are there; each encoder runs once, the head once for all subsets.
 
@@ -205,7 +225,7 @@ class MultiModal(Learner):
 
     def classify(
         self,
-        batch: ModalClips,
+        batch: Clips,
         streams: Sequence[str] | None = None,
         fill: str | None = None,
         means: Tensor | None = None,
@@ -226,12 +246,12 @@ class MultiModal(Learner):
             encoder = self.encoder(name)
             if encoder.source not in self._shapes:
                 raise SkelactError(f"fill=zero_input: no clip with {name} was seen yet, so that its shape is not known")
-            part = _zeros(1, self._shapes[encoder.source], like.device)
+            part = zero_clips(1, self._shapes[encoder.source], like)
             blanks.append(encoder(encoder.blank(part))[0])
         return torch.stack(blanks).to(like)
 
     @torch.no_grad()
-    def token_means(self, batches: Iterable[ModalClips]) -> Tensor:
+    def token_means(self, batches: Iterable[Clips]) -> Tensor:
         """`(M, D)` mean token of each modality over the clips that have it, of batches of training clips."""
         total, count = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for batch in batches:
@@ -239,20 +259,21 @@ class MultiModal(Learner):
             total, count = total + tokens.sum(0), count + present.sum(0)[:, None]
         return total / count.clamp_min(1)
 
-    def features(self, batch: ModalClips, streams: Sequence[str] | None = None) -> Tensor:
+    def features(self, batch: Clips, streams: Sequence[str] | None = None) -> Tensor:
         """`(N, M D)` tokens side by side, zeros where absent or not among `streams`."""
         return self.tokens(batch, streams=streams)[0].flatten(1)
 
-    def forward(self, batch: ModalClips) -> Tensor:
+    def forward(self, batch: Clips) -> Tensor:
         """The same as :meth:`features` with all modalities."""
         return self.features(batch)
 
-    def sample(self, batch: ModalClips) -> tuple[Tensor, Tensor | None]:
+    def sample(self, batch: Clips) -> tuple[Tensor, Tensor | None]:
         """Evaluation views `(N, M, T, V, C)` of the skeletons and their mask; zeros for clips without one.
 
         Raises:
             SkelactError: no modality is a skeleton, or no clip of the batch has one.
         """
+        batch = ModalClips.of(batch)
         for name in self.streams:
             encoder = self.encoder(name)
             if isinstance(part := batch.parts.get(encoder.source), RaggedClips):
@@ -270,19 +291,20 @@ class MultiModal(Learner):
         views = views if mask is None else views.masked_fill(~mask[..., None], 0.0)
         return derive(views, ("joint",) if streams is None else tuple(streams), self.layout, mask)
 
-    def agree(self, batch: ModalClips) -> ModalClips:
+    def agree(self, batch: Clips) -> ModalClips:
         """The batch with a part of no clips of each modality that only other ranks have.
 
         Its encoder then takes part in statistics and gradients of the global batch. What any rank has is known from the
         shapes of a clip of each part, exchanged at once; this waits for the other ranks.
         """
-        if world_size() == 1:
-            return batch
+        if world_size() == 1 or isinstance(batch, RaggedClips):
+            return ModalClips.of(batch)
         sources = list(dict.fromkeys(self.encoder(name).source for name in self.streams))
-        own = [_shape(batch.parts[source]) if source in batch.parts else () for source in sources]
+        own = [batch.parts[source].shape if source in batch.parts else () for source in sources]
         shapes = largest(torch.tensor([[*shape, *[0] * (4 - len(shape))] for shape in own], device=batch.device))
         found = {source: [size for size in row if size] for source, row in zip(sources, shapes.tolist(), strict=True)}
-        others = {s: _zeros(0, shape, batch.device) for s, shape in found.items() if shape and s not in batch.parts}
+        like = next(self.parameters())
+        others = {s: zero_clips(0, shape, like) for s, shape in found.items() if shape and s not in batch.parts}
         return replace(batch, parts={**batch.parts, **others})
 
     def _tied(self, batch: ModalClips) -> Tensor:
@@ -323,7 +345,7 @@ class MultiModal(Learner):
         own = [labels.masked_fill(~column, UNLABELLED) for column in kept.unbind(1)]
         return torch.stack([self.classification_loss(x, y) for x, y in zip(logits, own, strict=True)]).mean()
 
-    def training_step(self, batch: ModalClips, batch_idx: int = 0) -> Tensor:
+    def training_step(self, batch: Clips, batch_idx: int = 0) -> Tensor:
         """The loss of the labelled clips of the global batch, whatever modalities the ranks' shares have."""
         batch = self.agree(batch)
         draws = Draws(self.seed, self.current_epoch, batch.index)
@@ -339,17 +361,14 @@ class MultiModal(Learner):
         if self.ogm_alpha is None:
             return
         heads = self.fusion.heads if self.preset == "as_released" and isinstance(self.fusion, SumFusion) else ()
-        for place, name in enumerate(self.streams):
-            for module in (self.encoder(name), *heads[place : place + 1]):
-                for p in module.parameters():
-                    if p.grad is not None:
-                        p.grad.mul_(self._modulation[place])
+        for place, encoder in enumerate(self.encoders.children()):
+            scale_gradients([encoder, *heads[place : place + 1]], self._modulation[place])
 
     def on_validation_epoch_start(self) -> None:
         """Forget what was counted before."""
         self._seen = None
 
-    def validation_step(self, batch: ModalClips, batch_idx: int = 0) -> None:
+    def validation_step(self, batch: Clips, batch_idx: int = 0) -> None:
         """Count with everything that a clip has, and over subsets; a rank's share may be empty."""
         if len(batch):
             logits = self.classify_subsets(batch, subsets_of(self.streams))
@@ -368,27 +387,6 @@ class MultiModal(Learner):
             self.log_dict(found, sync_dist=True)
 
 
-def subsets_of(names: Sequence[str]) -> list[Subset]:
-    """All non-empty subsets, the whole last; of more than five names those of one, of all but one, and of all."""
-    count = len(names)
-    sizes = range(1, count + 1) if count <= 5 else (1, count - 1, count)
-    return [subset for size in sizes for subset in combinations(names, size)]
-
-
 def _spread(x: Tensor, rows: Tensor, count: int) -> Tensor:
     """`(n, ...)` at n of `count` rows, zeros at the others."""
     return x.new_zeros(count, *x.shape[1:]).index_copy(0, rows, x)
-
-
-def _shape(part: RaggedClips | Frames) -> tuple[int, ...]:
-    """Of a clip's frames, (T, 3, H, W) or (T, D); of a frame of a skeleton, (M, V, C)."""
-    return tuple((part.frames if isinstance(part, RaggedClips) else part.values).shape[1:])
-
-
-def _zeros(count: int, shape: Sequence[int], device: torch.device) -> RaggedClips | Frames:
-    """A part of so many clips, all zeros; `shape` as of :func:`_shape`."""
-    values = torch.zeros(count, *shape, device=device)
-    if len(shape) != 3:
-        return Frames(values, torch.ones(count, shape[0], dtype=torch.bool, device=device))
-    row = torch.arange(count, device=device)
-    return RaggedClips(values, row, torch.ones_like(row), torch.full_like(row, UNLABELLED), row)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from itertools import combinations
 from typing import Literal
 
 import torch
@@ -190,3 +191,10 @@ def subset_table(subsets: tuple[tuple[str, ...], ...], names: tuple[str, ...], d
     if unknown:
         raise SkelactError(f"subsets of modalities: {', '.join(sorted(unknown))} is none of {', '.join(names)}")
     return torch.tensor([[name in subset for name in names] for subset in subsets], device=device)
+
+
+def subsets_of(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """All non-empty subsets, the whole last; of more than five names those of one, of all but one, and of all."""
+    count = len(names)
+    sizes = range(1, count + 1) if count <= 5 else (1, count - 1, count)
+    return [subset for size in sizes for subset in combinations(names, size)]

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from skelact.backbones.modality import ModalityEncoder, TemporalEncoder
+from skelact.backbones.modality import ModalityEncoder
+from skelact.backbones.temporal import TemporalEncoder
 from skelact.clips import Frames, ModalClips
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "actionmae"
@@ -19,13 +20,11 @@ class Features(ModalityEncoder):
 
     def __init__(self, width, source, drop_path=0.0):
         super().__init__(width, source)
-        self.temporal = TemporalEncoder(width, 2, 4, 2.0, drop_path, position=False, use_mask=False)
+        self.temporal = TemporalEncoder(width, 2, 4, 2.0, drop_path)
+        self.use_mask = True
 
     def forward(self, part, draws=None):
-        return self.temporal(part.values, part.mask)
-
-    def blank(self, part):
-        return Frames(part.values.new_zeros(1, *part.values.shape[1:]), part.mask.new_ones(1, part.mask.shape[1]))
+        return self.temporal(part.values, part.mask if self.use_mask else None)
 
 
 def load(name):

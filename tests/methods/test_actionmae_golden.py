@@ -5,14 +5,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from tests.methods.golden_actionmae import GOLDEN, NAMES, batch_of, load, load_released, make, renamed
 
 from skelact.methods.actionmae import ActionMAE
 from skelact.methods.modulation import coefficients
-from skelact.methods.multimodal import MultiModal, subsets_of
+from skelact.methods.multimodal import MultiModal
 from skelact.methods.schedules import staircase
 from skelact.objectives.actionmae import reconstruction_loss
-from skelact.transforms.dropping import UniformCount
+from skelact.transforms.dropping import UniformCount, subsets_of
+from tests.methods.golden_actionmae import GOLDEN, NAMES, batch_of, load, load_released, make, renamed
 
 close = torch.testing.assert_close
 KEYS = {"".join(name[0] for name in subset): subset for subset in subsets_of(NAMES)}
@@ -50,7 +50,9 @@ def test_every_subset_as_released():
 @pytest.mark.parametrize(("mode", "fusion_input"), [("paper", "bypass"), ("slotfix", "decoded")])
 def test_every_subset_corrected(mode, fusion_input):
     golden = load("actionmae_sum_m1")
-    method = released(preset="corrected", modality_embedding=False, fusion_input=fusion_input)
+    method = released(
+        preset="corrected", position=False, use_padding_mask=False, modality_embedding=False, fusion_input=fusion_input
+    )
     batch = batch_of(golden)
     expected = torch.stack([golden[f"eval/{key}/derived_{mode}/logits"] for key in KEYS])
     with torch.no_grad():
@@ -158,7 +160,7 @@ def test_gradient_modulation(fusion):
         close(coefficients(logits, batch.label, kept, alpha), expected.clamp_max(1), atol=1e-6, rtol=1e-6)
     touched = set(np.load(GOLDEN / "ogm_ge.npz")[f"{fusion}/touched_params"])
     for preset in ("as_released", "corrected"):
-        method = make(MultiModal, fusion=fusion, ogm_alpha=0.1, preset=preset)
+        method = make(MultiModal, fusion=fusion, ogm_alpha=0.1, preset=preset, position=False)
         load_released(method, weights, "sd/", f"{fusion}/sd/").train()
         method.training_step(batch).backward()
         before = {name: p.grad.clone() for name, p in method.named_parameters()}
