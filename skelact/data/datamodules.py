@@ -10,7 +10,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from skelact.clips import RaggedClips
 from skelact.data.embedded import open_store
@@ -23,14 +23,17 @@ from skelact.data.loading import (
     DiskBatches,
     Normalizer,
     RowBatches,
-    available_memory,
+    choose_residence,
     given_channels,
+    require,
 )
 from skelact.data.splits import part_rows, split_rule
 from skelact.data.store import Store
+from skelact.data.table import ClipTable
 from skelact.errors import SkelactError
 from skelact.skeleton.convert import SCORES
 from skelact.skeleton.layouts import Layout, get_layout
+from skelact.transforms.normalize import make_normalizer
 
 RESIDENCES = ("auto", "disk", "ram", "device")
 VARIABLE = (
@@ -114,6 +117,7 @@ class SkeletonDataModule(pl.LightningDataModule):
         self._pipeline = pipeline
         self.label_fraction, self.labels_per_class = label_fraction, labels_per_class
         self.label_draw, self.label_rule = label_draw, label_rule
+        self._table: ClipTable | None = None
         self._loader: ClipLoader | None = None
         self._frames: dict[str, RaggedClips] = {}  # all clips, once they are resident; variants share them
         self._chosen: dict[str, str] = {}  # device type -> residence, under auto
@@ -125,23 +129,30 @@ class SkeletonDataModule(pl.LightningDataModule):
             SkelactError: no store, a damaged one, an unknown split, a layout that has no conversion, or numbers that
                 are not the configuration's.
         """
-        if self._loader is not None:
+        if self._table is not None:
             return
+        table = self._open()
+        self._rule = split_rule(table, self.split, self.novel)
+        self._parts = self._divide(table)
+        self._table = table
+
+    def _open(self) -> ClipTable:
+        """The clips; what reads them is made on the way."""
         store = open_store(self.store_path, self.name, pipeline=self._pipeline)
         self.name = self.name or store.name
-        found = {
-            "persons": store.card["persons"],
-            "channels": len(given_channels(store.card, self.scores)),
-            "num_classes": len(store.class_names),
-            "pipeline": store.card.get("pipeline"),
-        }
-        for key, value in found.items():
-            if self._expected[key] not in (None, value):
-                shown = "null" if value is None else value
-                raise SkelactError(
-                    f"data.{key}={self._expected[key]}, but the store {store.path} has {shown}: "
-                    f"set data.{key}={shown} or choose another store"
-                )
+        self._loader = self._open_skeletons(store)
+        return store
+
+    def _open_skeletons(self, store: Store) -> ClipLoader:
+        """What reads the skeletons of a store, compared with the configuration."""
+        require(
+            store,
+            self._expected,
+            persons=store.card["persons"],
+            channels=len(given_channels(store.card, self.scores)),
+            num_classes=len(store.class_names),
+            pipeline=store.card.get("pipeline"),
+        )
         stored = get_layout(store.card["layout"])
         layout: Layout | None = None
         try:
@@ -156,9 +167,7 @@ class SkeletonDataModule(pl.LightningDataModule):
                 f"data.layout={wanted} does not suit the store {store.path} of layout {stored.name!r}: {error} "
                 f"(set data.layout={stored.name})"
             ) from error
-        self._rule = split_rule(store, self.split, self.novel)
-        self._parts = self._divide(store)
-        self._loader = loader
+        return loader
 
     def variant(self, **changes: Any) -> SkeletonDataModule:
         """The same clips, frames shared, with other options.
@@ -179,9 +188,11 @@ class SkeletonDataModule(pl.LightningDataModule):
         return other
 
     @property
-    def store(self) -> Store:
-        """The open store."""
-        return self._ready.store
+    def store(self) -> ClipTable:
+        """The open store, or what stands for several."""
+        self.setup()
+        assert self._table is not None
+        return self._table
 
     @property
     def layout(self) -> Layout:
@@ -191,7 +202,7 @@ class SkeletonDataModule(pl.LightningDataModule):
     @property
     def num_persons(self) -> int:
         """Person slots of the batches, M."""
-        return int(self.store.card["persons"])
+        return int(self._ready.store.card["persons"])
 
     @property
     def num_channels(self) -> int:
@@ -229,8 +240,8 @@ class SkeletonDataModule(pl.LightningDataModule):
         Raises:
             SplitError: unknown or empty part.
         """
-        ready = self._ready
-        return part_rows(self._parts, part, self.split, ready.store.name)
+        name = self.store.name
+        return part_rows(self._parts, part, self.split, name)
 
     def clip_names(self, part: str) -> list[str]:
         """Names of a part's clips in store order."""
@@ -250,7 +261,7 @@ class SkeletonDataModule(pl.LightningDataModule):
 
     def size(self, part: str) -> int:
         """Number of clips of a part; 0 for an empty one."""
-        return len(self._parts.get(part, ())) if self._ready else 0
+        return len(self._parts.get(part, ())) if self.store else 0
 
     def batches(
         self,
@@ -304,17 +315,15 @@ class SkeletonDataModule(pl.LightningDataModule):
     @property
     def _ready(self) -> ClipLoader:
         self.setup()
-        assert self._loader is not None
+        if self._loader is None:
+            raise SkelactError("the data have no skeletons; data.modalities=[skeleton,...] adds them")
         return self._loader
 
     def _make_normalizer(self, layout: Layout) -> Normalizer | None:
-        if self._normalize is None or isinstance(self._normalize, nn.Module):
-            return self._normalize
-        from skelact.transforms.normalize import make_normalizer
+        given = self._normalize
+        return given if isinstance(given, nn.Module) else make_normalizer(given, layout)
 
-        return make_normalizer(self._normalize, layout)
-
-    def _divide(self, store: Store) -> dict[str, np.ndarray]:
+    def _divide(self, store: ClipTable) -> dict[str, np.ndarray]:
         """Rows of the parts; of the training side those that keep their label."""
         parts = self._rule.parts(store.columns)
         for part in ("train", "train+val"):
@@ -337,14 +346,12 @@ class SkeletonDataModule(pl.LightningDataModule):
         if self._wanted_residence != "auto":
             return self._wanted_residence
         if device.type not in self._chosen:
-            self._chosen[device.type] = self._choose_residence(device)
+            self._chosen[device.type] = choose_residence(self._nbytes(), device)
         return self._chosen[device.type]
 
-    def _choose_residence(self, device: torch.device) -> str:
-        size = self._ready.nbytes()
-        if device.type == "cuda" and size < 0.4 * torch.cuda.mem_get_info(device)[0]:
-            return "device"
-        return "ram" if size < 0.4 * available_memory() else "disk"
+    def _nbytes(self) -> int:
+        """Bytes of what can be resident."""
+        return self._ready.nbytes()
 
     def _deliver(self, rows: torch.Tensor, device: torch.device | str | None) -> RaggedClips:
         """Clips of `rows` on `device`: the one place where rows become clips."""
@@ -366,22 +373,26 @@ class SkeletonDataModule(pl.LightningDataModule):
         return picked if target in (None, picked.device) else picked.compact().to(target)
 
     def _evaluation(self, part: str) -> DataLoader:
-        rank, world = self._ranks()
-        return self._dataloader(DealtBatches(self.rows(part), self.eval_batch_size, rank, world))
+        return self._dataloader(DealtBatches(self.rows(part), self.eval_batch_size, *self._ranks()))
 
-    def _dataloader(self, sampler: DealtBatches) -> DataLoader:
-        disk = self.residence == "disk"
-        count = len(sampler.rows)
-        workers = self.num_workers if disk else 0
+    def _dataset(self, count: int, device: torch.device) -> tuple[Dataset, bool]:
+        """What makes batches of rows, and whether it reads from disk."""
+        disk = self._residence_for(device) == "disk"
+        return (DiskBatches(self._ready, count) if disk else RowBatches(count)), disk
+
+    def _dataloader(self, sampler: DealtBatches, device: torch.device | None = None) -> DataLoader:
+        device = device or self._device()
+        dataset, reads = self._dataset(len(sampler.rows), device)
+        workers = self.num_workers if reads else 0
         return DataLoader(
-            DiskBatches(self._ready, count) if disk else RowBatches(count),
+            dataset,
             sampler=sampler,
             batch_size=None,
             collate_fn=_as_is,
             num_workers=workers,
             persistent_workers=workers > 0,
             generator=torch.Generator(),  # an iterator draws a seed; from torch's own that would move dropout's masks
-            pin_memory=disk and self._device().type == "cuda",
+            pin_memory=reads and device.type == "cuda",
         )
 
 

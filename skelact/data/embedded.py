@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from pathlib import Path
 
+from skelact.data.media import MediaStore
 from skelact.data.prepare import prepare_dataset
 from skelact.data.project import HDM052DReader
 from skelact.data.readers.base import Reader
@@ -36,6 +37,24 @@ def open_store(path: str | Path, name: str | None = None, progress: bool = False
         command = f"skelact prepare {_choice(name or path.name, pipeline)} source=FOLDER"
         raise StoreError(path, f"there is no store yet; make it from the original files with: {command}")
     return Store(path)
+
+
+def open_media(path: str | Path, name: str, modality: str) -> MediaStore:
+    """Open the store of a modality that is no skeleton.
+
+    Args:
+        path: the store's folder.
+        name: name of the dataset.
+        modality: which one.
+
+    Raises:
+        StoreError: no store there, with the command that makes it; or the store is damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        command = f"skelact prepare data={name} source=FOLDER modalities=[{modality}]"
+        raise StoreError(path, f"there is no store of {modality} yet; make it from the original files with: {command}")
+    return MediaStore(path)
 
 
 def _choice(name: str, pipeline: str | None) -> str:

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from skelact.data.modalities import SKELETON, ModalTable
 from skelact.data.published import compare
 from skelact.data.splits import PARTS, SplitRule
 from skelact.data.store import Store
+from skelact.data.table import ClipTable
 from skelact.data.writer import statistics
 
 if TYPE_CHECKING:
@@ -22,17 +24,18 @@ COUNTED = ("subject", "setup", "camera")
 LISTED = 120
 
 
-def describe(store: Store, more: Iterable[RenderableType] = ()) -> Group:
+def describe(store: ClipTable, more: Iterable[RenderableType] = ()) -> Group:
     """Tables of a store's card, published counts, splits, classes, subjects and the like, ready for `rich.print`.
 
     Args:
-        store: the store.
+        store: the store, or several of one dataset; of these the clips of all are counted.
         more: further tables (of other modalities, say), shown last.
     """
     from rich.console import Group
 
     parts = {name: SplitRule.from_dict(rule).parts(store.columns) for name, rule in store.card["splits"].items()}
-    tables: list[RenderableType] = [_facts(store)]
+    skeletons = store.stores.get(SKELETON) if isinstance(store, ModalTable) else store
+    tables: list[RenderableType] = [_facts(skeletons)] if isinstance(skeletons, Store) else []
     if store.card.get("published"):
         tables.append(_published(store))
     tables += [_splits(store, parts), _classes(store, parts)]
@@ -95,7 +98,7 @@ def _facts(store: Store) -> Table:
     return table
 
 
-def _published(store: Store) -> Table:
+def _published(store: ClipTable) -> Table:
     source = store.card["published"].get("source")
     table = _table(f"published counts{f' ({source})' if source else ''}", "", "stored", "published", "")
     for count in compare(store.card, store.columns):
@@ -103,7 +106,7 @@ def _published(store: Store) -> Table:
     return table
 
 
-def _splits(store: Store, parts: Mapping[str, Mapping[str, np.ndarray]]) -> Table:
+def _splits(store: ClipTable, parts: Mapping[str, Mapping[str, np.ndarray]]) -> Table:
     names = list(dict.fromkeys([*PARTS, *(part for found in parts.values() for part in found)]))
     table = _table("splits", "split", *names, "factor")
     for name, rule in store.card["splits"].items():
@@ -112,7 +115,7 @@ def _splits(store: Store, parts: Mapping[str, Mapping[str, np.ndarray]]) -> Tabl
     return table
 
 
-def _classes(store: Store, parts: Mapping[str, Mapping[str, np.ndarray]]) -> Table:
+def _classes(store: ClipTable, parts: Mapping[str, Mapping[str, np.ndarray]]) -> Table:
     table = _table("classes", "class", "clips", *(f"{name} train / val / test" for name in parts))
     classes = len(store.class_names)
 
@@ -129,12 +132,14 @@ def _classes(store: Store, parts: Mapping[str, Mapping[str, np.ndarray]]) -> Tab
     return table
 
 
-def _column(store: Store, column: str) -> Table:
-    table = _table(f"{column}s", column, "clips", "frames")
+def _column(store: ClipTable, column: str) -> Table:
     values, place = np.unique(store.columns[column], return_inverse=True)
-    clips, frames = np.bincount(place), np.bincount(place, weights=store.length)
+    counts = [np.bincount(place)]
+    if isinstance(store, Store):
+        counts.append(np.bincount(place, weights=store.length).astype(int))
+    table = _table(f"{column}s", column, *("clips", "frames")[: len(counts)])
     for row, value in enumerate(values[:LISTED].tolist()):
-        _add(table, value, clips[row], int(frames[row]))
+        _add(table, value, *(count[row] for count in counts))
     if len(values) > LISTED:
-        _add(table, f"{len(values) - LISTED} more", clips[LISTED:].sum(), int(frames[LISTED:].sum()))
+        _add(table, f"{len(values) - LISTED} more", *(count[LISTED:].sum() for count in counts))
     return table

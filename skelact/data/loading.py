@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from skelact.clips import RaggedClips
 from skelact.data.store import Store, StoreError
+from skelact.data.table import ClipTable
 from skelact.errors import SkelactError
 from skelact.skeleton.convert import convert
 from skelact.skeleton.layouts import Layout, get_layout
@@ -32,6 +33,21 @@ def given_channels(card: Mapping[str, Any], scores: str = "converted") -> list[s
     names = [str(name) for name in card["channels"]]
     dims = get_layout(card["layout"]).dims
     return names[:dims] + ["score"] * (scores != "none" and "score" in names[dims:])
+
+
+def require(store: ClipTable, expected: Mapping[str, Any], **found: Any) -> None:
+    """Compare what was found of a store with what a configuration says; None there takes anything.
+
+    Raises:
+        SkelactError: naming the key, both values and the override.
+    """
+    for key, value in found.items():
+        if expected[key] not in (None, value):
+            shown = "null" if value is None else value
+            raise SkelactError(
+                f"data.{key}={expected[key]}, but the store {store.path} has {shown}: "
+                f"set data.{key}={shown} or choose another store"
+            )
 
 
 class ClipLoader:
@@ -129,6 +145,13 @@ def available_memory() -> int:
         return free
 
 
+def choose_residence(size: int, device: torch.device) -> str:
+    """The fastest place where `size` bytes fit: `device` (a GPU), `ram` or `disk`."""
+    if device.type == "cuda" and size < 0.4 * torch.cuda.mem_get_info(device)[0]:
+        return "device"
+    return "ram" if size < 0.4 * available_memory() else "disk"
+
+
 class RowBatches(Dataset[Tensor]):
     """Batches as integers: the item of rows is the rows. Resident data turn them into clips on their device."""
 
@@ -165,6 +188,9 @@ class DealtBatches(DistributedSampler):
 
     A subclass of torch's sampler so that Lightning leaves it in place.
 
+    Attributes:
+        with_epoch: yield `(epoch, rows)`, where loader workers draw something that belongs to an epoch.
+
     Args:
         rows: `(n,)` store rows of the part.
         batch_size: clips of a global batch in training, of one rank's batch in evaluation.
@@ -172,6 +198,8 @@ class DealtBatches(DistributedSampler):
         shuffle: training or evaluation.
         drop_last: leave out the last, smaller batch of an epoch (training).
     """
+
+    with_epoch = False
 
     def __init__(
         self,
@@ -219,8 +247,9 @@ class DealtBatches(DistributedSampler):
             batches.pop()
         return batches
 
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._batches())
+    def __iter__(self) -> Iterator[Any]:
+        batches = self._batches()
+        return iter([(self.epoch, rows) for rows in batches] if self.with_epoch else batches)
 
     def __len__(self) -> int:
         return len(self._batches())

@@ -199,6 +199,11 @@ class MediaStore(Store):
         return str(self.card["media"]["kind"])
 
     @property
+    def encoded(self) -> bool:
+        """Whether frames are image files, which must be decoded."""
+        return SIZES in self.card["files"]
+
+    @property
     def fps(self) -> float:
         """Frames (rows) per second of the original, before frames were chosen."""
         return float(self.card["fps"])
@@ -227,11 +232,10 @@ class MediaStore(Store):
         if chosen.ndim != 1 or len(chosen) == 0 or chosen.min() < 0 or chosen.max() >= length:
             raise SkelactError(f"clip {self.names[row]} of {self.path} has frames 0 to {length - 1}, not {indices}")
         positions = int(self.start[row]) + chosen
-        if SIZES not in self.card["files"]:
+        if not self.encoded:
             return np.array(self.frames[positions])
-        ends = self._ends()
         unique, inverse = np.unique(positions, return_inverse=True)
-        images = [self._decode(ends[position], ends[position + 1], row) for position in unique.tolist()]
+        images = [self.decode(position, row) for position in unique.tolist()]
         try:
             return np.stack(images)[inverse]
         except ValueError:
@@ -246,9 +250,11 @@ class MediaStore(Store):
             return colour_depth(frames[..., 0])
         return frames if frames.shape[-1] == 3 else np.repeat(frames, 3, axis=-1)
 
-    def _decode(self, first: int, last: int, row: int) -> np.ndarray:
+    def decode(self, position: int, row: int) -> np.ndarray:
+        """One frame of an encoded store, by its number in the whole store: `(H, W, C)` uint8; `row` is its clip."""
         from PIL import Image
 
+        first, last = self._ends()[position : position + 2]
         try:
             with Image.open(io.BytesIO(self.frames[first:last].data)) as image:
                 pixels = np.asarray(image)

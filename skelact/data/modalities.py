@@ -5,6 +5,7 @@ Never by position: a clip that one modality lacks would shift all that follow it
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skelact.data.media import MediaStore
-from skelact.data.store import CARD, Store
+from skelact.data.store import CARD, Store, StoreError
+from skelact.data.table import ClipTable
 from skelact.errors import SkelactError
 
 if TYPE_CHECKING:
@@ -184,3 +186,79 @@ def _some(names: np.ndarray) -> str:
     """The first three names in brackets."""
     shown = ", ".join(names[:3].tolist())
     return f" ({shown}{', ...' if len(names) > 3 else ''})" if len(names) else ""
+
+
+class ModalTable(ClipTable):
+    """The clips of several stores of one dataset by name: a clip is in it where at least one modality has it.
+
+    Names, classes and columns are those of whichever store has the clip; the card is that of the skeletons, else of the
+    first store, with a fingerprint of its own over all stores.
+
+    Args:
+        stores: modality -> open store.
+        complete: only clips that every modality has.
+        rules: of the splits, where the card of the first store has none (an earlier version prepared it).
+
+    Attributes:
+        stores: as given.
+        modalities: their names.
+        rows: `(N, n_modalities)` int64: position of a clip in each store, -1 where it lacks the modality.
+
+    Raises:
+        SkelactError: stores disagree on a clip or on the number of classes, there are no split rules, or no clip is
+            left.
+    """
+
+    def __init__(
+        self, stores: Mapping[str, Store], complete: bool = False, rules: Mapping[str, Any] | None = None
+    ) -> None:
+        pairing = pair_stores(stores)
+        kept = pairing.complete if complete else np.arange(len(pairing.names))
+        if not len(kept):
+            raise SkelactError(f"data.complete=true, and no clip has all modalities:\n{pairing}")
+        self.stores, self.modalities, self.rows = dict(stores), pairing.modalities, pairing.rows[kept]
+        first = stores.get(SKELETON) or next(iter(stores.values()))
+        if len(sizes := {len(store.class_names) for store in stores.values()}) > 1:
+            raise SkelactError(f"{first.name}: the stores of {', '.join(stores)} have {sorted(sizes)} classes")
+        self.path = first.path
+        self.columns = {"name": pairing.names[kept]}
+        self.columns |= self._join()
+        facts = {"names": self.names.tolist(), "stores": {m: store.fingerprint for m, store in stores.items()}}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+        rules = first.card.get("splits", rules)
+        if rules is None:
+            raise StoreError(first.path, "has no split rules: an earlier version prepared it; prepare it again")
+        self.card = {**first.card, "splits": dict(rules), "fingerprint": digest}
+
+    def verify(self) -> None:
+        """Check every byte of every store."""
+        for store in self.stores.values():
+            store.verify()
+
+    def _join(self) -> dict[str, np.ndarray]:
+        """The columns that are known of every clip."""
+        columns = {}
+        stores = list(self.stores.values())
+        for key in dict.fromkeys(key for store in stores for key in store.columns):
+            if key in ("name", "start", "length"):
+                continue
+            having = [(rows, store) for rows, store in zip(self.rows.T, stores, strict=True) if key in store.columns]
+            if not np.logical_or.reduce([rows >= 0 for rows, _ in having]).all():
+                continue
+            values = np.zeros(len(self.rows), np.result_type(*(store.columns[key].dtype for _, store in having)))
+            known = np.zeros(len(values), bool)
+            for rows, store in having:
+                here = rows >= 0
+                found = store.columns[key][rows[here]]
+                if key == "label":  # -1: this store does not know it
+                    here[here] = found >= 0
+                    found = found[found >= 0]
+                clash = known[here] & (values[here] != found)
+                if clash.any():
+                    name = self.columns["name"][here][clash][0]
+                    raise SkelactError(f"clip {name} has different values of {key} in the stores of its modalities")
+                values[here], known[here] = found, True
+            if key == "label":
+                values[~known] = -1
+            columns[key] = values
+        return columns

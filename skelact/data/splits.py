@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from skelact.data.store import Store
+from skelact.data.table import ClipTable
 from skelact.errors import SkelactError
 
 PARTS = ("train", "val", "test", "train+val")
@@ -114,7 +114,7 @@ def _among(columns: Mapping[str, np.ndarray], factor: str, values: Sequence[Any]
         raise SplitError(f"column {factor!r} holds whole numbers, the split asks for {list(values)}") from None
 
 
-def split_rule(store: Store, split: str, novel: int | Sequence[int | str] | None = None) -> SplitRule:
+def split_rule(store: ClipTable, split: str, novel: int | Sequence[int | str] | None = None) -> SplitRule:
     """The rule of a split: the card's, or of `oneshot` that of :func:`oneshot_rule` where the card has none.
 
     Args:
@@ -136,7 +136,7 @@ def split_rule(store: Store, split: str, novel: int | Sequence[int | str] | None
     return SplitRule.from_dict(rules[split])
 
 
-def resolve(store: Store, split: str, novel: int | Sequence[int | str] | None = None) -> dict[str, np.ndarray]:
+def resolve(store: ClipTable, split: str, novel: int | Sequence[int | str] | None = None) -> dict[str, np.ndarray]:
     """Rows of train, val, test and train+val of a named split; of `oneshot` also its exemplars.
 
     Raises:

@@ -32,6 +32,7 @@ import torch
 
 from skelact.clips import RaggedClips
 from skelact.data.npyfile import read_header, sha256_file, sha256_sample
+from skelact.data.table import ClipTable
 from skelact.errors import SkelactError
 
 FORMAT = 1
@@ -81,7 +82,7 @@ def _stamp(path: Path) -> list[int]:
     return [status.st_size, status.st_mtime_ns]
 
 
-class Store:
+class Store(ClipTable):
     """A prepared dataset, memory-mapped. Cheap to open, to pickle and to fork: the maps open at first use.
 
     Args:
@@ -118,36 +119,13 @@ class Store:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_maps": {}}
 
-    def __len__(self) -> int:
-        return len(self.start)
-
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}: {self.name}, {len(self)} clips, {self._shape[0]} frames)"
-
-    @property
-    def name(self) -> str:
-        """Name of the dataset."""
-        return str(self.card["name"])
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of the content; written into every record of a result."""
-        return str(self.card["fingerprint"])
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """(F, M, V, C) of the frames."""
         return self._shape
-
-    @property
-    def names(self) -> np.ndarray:
-        """`(N,)` clip names, unique."""
-        return self.columns["name"]
-
-    @property
-    def label(self) -> np.ndarray:
-        """`(N,)` int64 classes, -1 where unknown."""
-        return self.columns["label"]
 
     @property
     def start(self) -> np.ndarray:
@@ -158,11 +136,6 @@ class Store:
     def length(self) -> np.ndarray:
         """`(N,)` int64 frames of each clip."""
         return self.columns["length"]
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes by label."""
-        return list(self.card["class_names"])
 
     @property
     def frames(self) -> np.ndarray:

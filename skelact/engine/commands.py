@@ -40,7 +40,7 @@ def prepare(cfg: DictConfig) -> int:
 
 def _modalities(cfg: DictConfig) -> tuple[list[str], bool]:
     """What to prepare, and whether a modality that the source lacks may be left out (`all`)."""
-    asked = _plain(cfg.modalities) or ["skeleton"]
+    asked = _plain(cfg.modalities) or _plain(cfg.data.get("modalities")) or ["skeleton"]
     asked = [asked] if isinstance(asked, str) else [str(name) for name in asked]
     have = ["skeleton", *(name for name in cfg.data.get("media") or {} if name != "store")]
     if asked == ["all"]:

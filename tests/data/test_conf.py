@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
 from skelact.data.datamodules import SkeletonDataModule
+from skelact.data.multimodal import MultiModalDataModule
 from skelact.data.prepare import prepare_dataset
 from skelact.data.readers.base import Reader
 from skelact.data.store import StoreError
@@ -33,10 +34,12 @@ def _node(choice, *overrides):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_keys_are_the_constructors_arguments(choice):
     node = _node(choice)
-    parameters = set(inspect.signature(SkeletonDataModule.__init__).parameters) - {"self"}
+    kinds = (SkeletonDataModule, MultiModalDataModule)[: 2 if choice.endswith("_multi") else 1]
+    parameters = {name for kind in kinds for name in inspect.signature(kind.__init__).parameters} - {"self", "options"}
     assert set(node) - {"_target_", "reader", "media"} == parameters
-    folder = choice if node.pipeline is None else f"{choice}_{node.pipeline}"
-    assert node.store == f"stores/{folder}" and node.seed == 7 and node.name == choice
+    name = choice.removesuffix("_multi")  # the stores are the same
+    folder = name if node.pipeline is None else f"{name}_{node.pipeline}"
+    assert node.store == f"stores/{folder}" and node.seed == 7 and node.name == name
     with open_dict(node):
         reader = node.pop("reader")
         node.pop("media")

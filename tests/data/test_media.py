@@ -61,8 +61,8 @@ def test_frames_come_back(tmp_path, encoding):
 def test_only_what_is_asked_for_is_decoded(tmp_path, monkeypatch):
     store = MediaStore(_prepared(tmp_path, "png").target)
     calls = []
-    real = MediaStore._decode
-    monkeypatch.setattr(MediaStore, "_decode", lambda self, *arguments: calls.append(1) or real(self, *arguments))
+    real = MediaStore.decode
+    monkeypatch.setattr(MediaStore, "decode", lambda self, *arguments: calls.append(1) or real(self, *arguments))
     assert store.read(1, [2, 2]).shape[0] == 2 and len(calls) == 1
 
 

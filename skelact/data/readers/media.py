@@ -14,6 +14,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -60,12 +61,14 @@ class MediaReader(Reader):
         dataset, classes, class_names: of the dataset; without names the classes are numbered.
         modalities: name -> `image` or `signal`.
         colours: of the image modalities, unless given.
+        splits: rules of the dataset's splits, by name: those of its skeletons.
         about: card entries of each modality besides those of the frames: fps, unit, channels, source, licence.
     """
 
     dataset: str = ""
     classes: int = 0
     class_names: Sequence[str] = ()
+    splits: Mapping[str, Any] = MappingProxyType({})
     modalities: ClassVar[Mapping[str, str]] = {}
     colours: ClassVar[Mapping[str, str]] = {}
     about: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -216,7 +219,8 @@ class MediaReader(Reader):
                 self.shape = self._probe(items)
                 media["shape"] = list(self.shape)
         names = self.class_names or [f"action {number}" for number in range(1, self.classes + 1)]
-        return {"name": self.dataset, "class_names": list(names), "media": media, **self.about[self.modality]}
+        known = {"name": self.dataset, "class_names": list(names), "splits": dict(self.splits)}
+        return {**known, "media": media, **self.about[self.modality]}
 
     def _probe(self, items: Sequence[Item]) -> tuple[int, ...]:
         for item in items:

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from skelact.data.readers import uwa3d
 from skelact.data.readers.base import Item
 from skelact.data.readers.frames import find_clips
 from skelact.data.readers.media import MediaReader
-from skelact.data.readers.nw_ucla import CLASSES, original_folders
+from skelact.data.readers.nw_ucla import CLASSES, SPLITS, original_folders
 from skelact.errors import SkelactError
 
 
@@ -33,7 +34,7 @@ class NWUCLAMedia(MediaReader):
         **options: of :class:`skelact.data.readers.media.MediaReader`.
     """
 
-    dataset, classes, class_names = "nw_ucla", 10, CLASSES
+    dataset, classes, class_names, splits = "nw_ucla", 10, CLASSES, SPLITS
     expects = "it should hold view_1, view_2, view_3 with folders aAA_sSS_eEE of frames"
     modalities: ClassVar[Mapping[str, str]] = {"rgb": "image", "depth": "image"}
     colours: ClassVar[Mapping[str, str]] = {"rgb": "rgb", "depth": "jet"}
@@ -68,7 +69,7 @@ class UWA3DMedia(MediaReader):
         **options: of :class:`skelact.data.readers.media.MediaReader`.
     """
 
-    dataset, classes = "uwa3d", 30
+    dataset, classes, splits = "uwa3d", 30, uwa3d.SPLITS
     expects = "looked for folders aAA_sSS_vVV_eEE of frames below one whose name says rgb or depth"
     modalities: ClassVar[Mapping[str, str]] = {"rgb": "image", "depth": "image"}
     colours: ClassVar[Mapping[str, str]] = {"rgb": "rgb", "depth": "grey"}

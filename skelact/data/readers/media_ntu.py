@@ -56,6 +56,7 @@ class NTUMedia(MediaReader):
         if missing not in ("official", "keep"):
             raise SkelactError(f"NTU RGB+D: missing is official or keep, not {missing!r}")
         self.missing, self.class_names = missing, protocols.CLASSES[:classes]
+        self.splits = protocols.SPLITS[classes]
         self.dataset, self.classes, self.depth_masked = f"ntu{classes}", classes, masked
         super().__init__(modality, **options)
         self.pattern = re.compile(("M" if masked else "") + r"Depth-?(\d+)\.png")

@@ -19,7 +19,7 @@ from skelact.data.readers.base import DamagedClip, Item
 from skelact.data.readers.frames import load_matlab, segment_centres
 from skelact.data.readers.media import MediaReader
 from skelact.data.readers.names import named_files, numbers
-from skelact.data.readers.utd_mhad import CLASSES
+from skelact.data.readers.utd_mhad import CLASSES, SPLITS
 from skelact.errors import SkelactError
 
 _LICENCE = "described as freely available by its authors; no formal licence; cite, do not redistribute"
@@ -42,7 +42,7 @@ class UTDMedia(MediaReader):
         **options: of :class:`skelact.data.readers.media.MediaReader`.
     """
 
-    dataset, classes, class_names = "utd_mhad", 27, CLASSES
+    dataset, classes, class_names, splits = "utd_mhad", 27, CLASSES, SPLITS
     expects = "it should hold Inertial/*_inertial.mat, Depth/*_depth.mat, RGB/*_color.avi"
     modalities: ClassVar[Mapping[str, str]] = {"inertial": "signal", "depth": "image", "rgb": "image"}
     colours: ClassVar[Mapping[str, str]] = {"depth": "jet", "rgb": "rgb"}
