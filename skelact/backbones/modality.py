@@ -5,6 +5,7 @@ Images are read by :mod:`skelact.backbones.video`, inertial and other signals by
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -15,6 +16,7 @@ from skelact.backbones.attention import xavier_linear
 from skelact.backbones.base import Encoder
 from skelact.backbones.normalisation import GlobalBatchNorm
 from skelact.backbones.temporal import TemporalEncoder
+from skelact.backbones.tokens import TokenEncoder
 from skelact.clips import Frames, RaggedClips
 from skelact.errors import SkelactError
 from skelact.skeleton.layouts import get_layout
@@ -119,6 +121,8 @@ class SkeletonEncoder(ModalityEncoder):
             limit_dims(augment, self.layout)
             if getattr(augment, "views", 1) is None:
                 augment.views = 1  # type: ignore[assignment]
+        if isinstance(backbone, TokenEncoder) and backbone.unobserved == "zero":
+            backbone.mask_token.requires_grad_(False)  # nothing is masked, and ranks would wait for its gradient
         self.backbone, self.sampler, self.augment = backbone, sampler, augment
         self.streams, self.use_mask = tuple(streams), use_mask
         self.adapter = nn.Sequential(nn.Linear(backbone.num_features, width), nn.LayerNorm(width, eps=1e-6))
@@ -194,14 +198,7 @@ class JointConvEncoder(ModalityEncoder):
         self.sampler, self.channels, self.use_mask = sampler, channels, use_mask
         self.embed = nn.Linear(channels, width)
         xavier_linear(self.embed)
-        layers: list[nn.Module] = []
-        for number in range(self.LAYERS):
-            layers += [nn.Conv1d(width, width, 3), GlobalBatchNorm(width)]
-            if number < self.LAYERS - 1:
-                layers.append(nn.ReLU(inplace=True))
-            if number % 2 == 0:
-                layers.append(nn.Dropout(0.1))
-        self.convolutions = nn.Sequential(*layers)
+        self.convolutions = nn.Sequential(*(_convolution(width, number, self.LAYERS) for number in range(self.LAYERS)))
         self.temporal = TemporalEncoder(width, depth, num_heads, mlp_ratio, drop_path, position)
 
     def frames(self, body: Tensor) -> Tensor:
@@ -215,6 +212,16 @@ class JointConvEncoder(ModalityEncoder):
             views = views.masked_fill(~mask[..., None], 0.0)
         seen = mask[:, 0].any(-1) if mask is not None and self.use_mask else None
         return self.temporal(each_frame(self.frames, views[:, 0, ..., : self.channels], self.width, seen), seen)
+
+
+def _convolution(width: int, number: int, layers: int) -> nn.Sequential:
+    """One of the convolutions: the last has no ReLU, every second no dropout."""
+    block: dict[str, nn.Module] = {"conv": nn.Conv1d(width, width, 3), "norm": GlobalBatchNorm(width)}
+    if number < layers - 1:
+        block["relu"] = nn.ReLU(inplace=True)
+    if number % 2 == 0:
+        block["dropout"] = nn.Dropout(0.1)
+    return nn.Sequential(OrderedDict(block))
 
 
 def each_frame(network: nn.Module | Any, values: Tensor, width: int, mask: Tensor | None = None) -> Tensor:

@@ -127,8 +127,8 @@ class TokenAutoencoder(nn.Module):
             order: as given to it.
             fusion_input: survivors go around the auto-encoder (`bypass`, the paper), or are what the decoder makes of
                 them (`decoded`, as released).
-            full_path: where a clip has all M modalities: its own `tokens`, the original ones or, with `decoded`, what
-                the encoder made of them; or the first M outputs of the encoder, memory first (`memory`, as released).
+            full_path: where a clip has all M modalities: its `tokens`, the original ones or, with `decoded`, what the
+                encoder made of them; or the first M outputs of the encoder, memory first (`memory`, as released).
         """
         chosen = torch.where(kept[..., None], tokens, decoded) if fusion_input == "bypass" else decoded
         if full_path == "memory":

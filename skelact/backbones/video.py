@@ -158,7 +158,7 @@ def _network(name: str, tag: str | None, pretrained: Literal["auto"] | bool, opt
     message = f"the weights {full} cannot be had ({reason})"
     if pretrained != "auto":
         raise SkelactError(f"{message}: put them into the Hugging Face cache, or set pretrained=false")
-    warnings.warn(f"{message}: the network starts from random weights; pretrained=false says so", stacklevel=5)
+    warnings.warn(f"{message}: the network starts from random weights; pretrained=false says so", stacklevel=4)
     return build(pretrained=False)
 
 

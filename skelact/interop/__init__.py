@@ -7,14 +7,15 @@ from os import PathLike
 from typing import Any
 
 from skelact.backbones.released import CheckpointError, Source, read_state
+from skelact.interop.actionmae import load_actionmae
 from skelact.interop.contrastive import load_aimclr, load_caca, load_cmal, load_crosclr, load_skeletonclr
 from skelact.interop.motionbert import load_maskclr, load_motionbert
 from skelact.interop.umurl import load_umurl
-from skelact.methods.base import Method
+from skelact.methods.base import Learner
 
 __all__ = ["SYSTEMS", "CheckpointError", "load_official", "read_state"]
 
-SYSTEMS: dict[str, Callable[..., Method]] = {
+SYSTEMS: dict[str, Callable[..., Learner]] = {
     "umurl": load_umurl,
     "skeletonclr": load_skeletonclr,
     "aimclr": load_aimclr,
@@ -23,11 +24,12 @@ SYSTEMS: dict[str, Callable[..., Method]] = {
     "caca": load_caca,
     "motionbert": load_motionbert,
     "maskclr": load_maskclr,
+    "actionmae": load_actionmae,
 }
 """Importers by name of the system."""
 
 
-def load_official(system: str, source: Source, **hparams: Any) -> Method:
+def load_official(system: str, source: Source, **hparams: Any) -> Learner:
     """A method with the weights of a checkpoint that the authors' code wrote.
 
     Args:

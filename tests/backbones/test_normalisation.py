@@ -1,9 +1,11 @@
 """Layers and encoders trained by several processes equal one process with the whole batch."""
 
+import copy
+
 import pytest
 import torch
 
-from skelact.backbones.normalisation import StackedBatchNorm, global_batch_norm
+from skelact.backbones.normalisation import GlobalBatchNorm, StackedBatchNorm, global_batch_norm, over_ranks
 from skelact.backbones.stgcn import STGCN, attention_drop
 from skelact.methods.layers import SyncBatchNorm1d
 from skelact.objectives import global_mean, world_size
@@ -108,3 +110,26 @@ def test_statistics_of_half_precision_are_float32(on_ranks):
         found = torch.cat([r[name] for r in results])
         assert found.dtype == torch.bfloat16
         torch.testing.assert_close(found.float(), exact.detach(), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_byobnet"])
+def test_a_foreign_network_stays_what_it_is_in_one_process(name):
+    """The second and third have layers that also activate."""
+    import timm
+
+    theirs = timm.create_model(name, num_classes=0)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    ours = over_ranks(copy.deepcopy(theirs))
+    layers = [m for m in ours.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    assert layers and all(isinstance(m, GlobalBatchNorm) for m in layers)
+    x = torch.randn(3, 3, 32, 32)
+    for mode in (True, True, False):
+        outputs = [model.train(mode)(x) for model in (theirs, ours)]
+        assert outputs[0].equal(outputs[1])
+    for model in (theirs, ours):
+        model.train()(x).sin().sum().backward()
+    for (key, p), (other, q) in zip(theirs.named_parameters(), ours.named_parameters(), strict=True):
+        assert key == other and torch.equal(p.grad, q.grad)
+    states = theirs.state_dict(), ours.state_dict()
+    assert list(states[0]) == list(states[1]) and all(states[0][key].equal(states[1][key]) for key in states[0])
