@@ -93,10 +93,7 @@ class MissingStreams(Protocol):
             asked = choose_subsets(subject.method.streams, getattr(subject.method, "groups", None), self.subsets)
             judge = self._classified if hasattr(subject.method, "classify_subsets") else self._probed
             for answer in judge(subject, asked, seed):
-                answer.extra |= {
-                    "streams": "+".join(subject.method.streams),
-                    "chance": 100.0 / subject.datamodule.num_classes,
-                }
+                answer.extra["chance"] = 100.0 / subject.datamodule.num_classes
                 answer.cells = {} if number else answer.cells
                 yield subject, answer
 
@@ -106,7 +103,11 @@ class MissingStreams(Protocol):
             found = nearest_poses(subject, asked)
             if found is not None:
                 answer = self._answer(found, "none", {"judge": "nearest neighbour", "fill": "drop"}, True)
-                answer.correct = answer.correct if found.streams == subject.method.streams else None
+                if list(found.subsets) != list(asked):  # means over other subsets are not to be compared
+                    own = {f"top1/{subset_name(subset)}" for subset in found.subsets}
+                    answer.metrics = {name: value for name, value in answer.metrics.items() if name in own}
+                    answer.ci95, answer.correct = {name: answer.ci95[name] for name in answer.metrics}, None
+                    del answer.extra["worst"]
                 yield answer
             return
         answers = []
@@ -166,6 +167,7 @@ class MissingStreams(Protocol):
     def _answer(self, found: SubsetScores, selection: str, facts: dict[str, Any], own: bool) -> Answer:
         """A row; `own`: the subject stands in for what is missing in its own way, by which subjects are compared."""
         metrics, ci95, extra = found.summary(self.rates)
+        extra["streams"] = "+".join(found.streams)
         cells = {}
         if own and found.scores is not None:
             cells = {subset_name(subset): found.scores[i] for i, subset in enumerate(found.subsets)}

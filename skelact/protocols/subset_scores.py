@@ -12,14 +12,12 @@ from torch import Tensor
 
 from skelact.errors import SkelactError
 from skelact.protocols.base import summarise
-from skelact.protocols.features import Subset, subset_name, subsets
+from skelact.protocols.features import Subset, subset_name
 from skelact.results import repeated_interval
 from skelact.transforms.corruptions import name_keys
 from skelact.transforms.draws import Draws
-from skelact.transforms.dropping import Bernoulli
+from skelact.transforms.dropping import Bernoulli, subsets_of
 
-MOST = 5
-"""Up to so many streams all subsets are asked."""
 RATES = tuple(round(0.1 * i, 1) for i in range(1, 10))
 RATE_SEEDS = 5
 """Draws that a missing rate is averaged over; fixed, so that all runs see the same clips without the same streams."""
@@ -30,8 +28,8 @@ def choose_subsets(
 ) -> list[Subset]:
     """The subsets that are asked, small ones first, streams in the method's order.
 
-    All 2^M - 1 of up to five streams. Beyond: single ones, all but one, all, and, where streams are of several sensors,
-    each sensor's and all but a sensor's.
+    All 2^M - 1 of up to five streams. Beyond: single ones, all but one, all, and where it is known which sensor each is
+    of, each sensor's and all but a sensor's.
 
     Args:
         streams: of the method.
@@ -46,13 +44,12 @@ def choose_subsets(
             if not subset or set(subset) - set(streams):
                 raise SkelactError(f"protocol.subsets: {list(subset)} must be some of {', '.join(streams)}")
         found = {tuple(s for s in streams if s in subset) for subset in given}
-    elif len(streams) <= MOST:
-        return subsets(streams)
     else:
-        parts = [{s} for s in streams]
-        parts += [{s for s in streams if (groups or {}).get(s) == g} for g in set((groups or {}).values())]
-        sides = [side for part in parts for side in (part, set(streams) - part)]
-        found = {tuple(s for s in streams if s in side) for side in [*sides, set(streams)] if side}
+        found = set(subsets_of(streams))
+        sensor_of = groups or {}
+        for sensor in set(sensor_of.values()):
+            sides = ([s for s in streams if (sensor_of.get(s) == sensor) is own] for own in (True, False))
+            found |= {tuple(side) for side in sides if side}
     return sorted(found, key=lambda subset: (len(subset), [streams.index(s) for s in subset]))
 
 
@@ -176,7 +173,8 @@ class SubsetScores:
             for name in [name for name in lost if f"top1/{name}" in values]:
                 difference = values[f"top1/{whole}"] - values[f"top1/{name}"]
                 metrics[f"drop/{name}"] = float(difference.mean())
-                ci95[f"drop/{name}"] = repeated_interval(difference, self.groups, bounds=(-100.0, 100.0)).both
+                found = repeated_interval(difference, self.groups, bounds=(-100.0, 100.0))
+                ci95[f"drop/{name}"], extra["ci95_clips"][f"drop/{name}"] = found.both, list(found.clips)
                 metrics[f"drop_percent/{name}"] = 100.0 * metrics[f"drop/{name}"] / max(metrics[f"top1/{whole}"], 1e-9)
         metrics |= {f"mean_class/{subset_name(s)}": self._by_class(i) for i, s in enumerate(self.subsets)}
         if unanswered := self.unanswered():
