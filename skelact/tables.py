@@ -65,7 +65,13 @@ def _average(runs: list[Record]) -> Record:
     first.extra["ci95_seeds"] = {k: t_interval([r.metrics[k] for r in latest]) for k in names}
     clips = [r.extra.get("ci95_clips", {}) for r in latest]
     first.ci95 = {
-        k: _widened(first.metrics[k], first.extra["ci95_seeds"][k], [c[k] for c in clips if k in c]) for k in names
+        k: _widened(
+            first.metrics[k],
+            first.extra["ci95_seeds"][k],
+            [c[k] for c in clips if k in c],
+            -100.0 * k.startswith("drop/"),
+        )
+        for k in names
     }
     others = [r.extra.get("differences", {}) for r in latest]
     shared = [name for name in others[0] if all(name in o for o in others)]
@@ -77,13 +83,15 @@ def _average(runs: list[Record]) -> Record:
     return first
 
 
-def _widened(middle: float, seeds: tuple[float, float], clips: Sequence[Sequence[float]]) -> tuple[float, float]:
+def _widened(
+    middle: float, seeds: tuple[float, float], clips: Sequence[Sequence[float]], least: float = 0.0
+) -> tuple[float, float]:
     """The interval over seeds and, in quadrature, the runs' mean clip interval: all were tested on the same clips."""
     if not clips:
         return seeds
     below, above = (np.mean([abs(c[k] - sum(c) / 2) for c in clips]) for k in (0, 1))
     spread = seeds[1] - middle
-    return max(0.0, middle - math.hypot(spread, below)), min(100.0, middle + math.hypot(spread, above))
+    return max(least, middle - math.hypot(spread, below)), min(100.0, middle + math.hypot(spread, above))
 
 
 def _average_difference(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -144,7 +152,7 @@ def _telling(records: Sequence[Record]) -> dict[str, Callable[[Record], str]]:
         columns["streams"] = lambda r: str(r.extra.get("streams", ""))
     if any(_fusion(r) for r in records):
         columns["fusion"] = _fusion
-    if any("worst" in r.extra for r in records):
+    if any("worst" in r.extra and "head" not in r.extra for r in records):
         columns["worst is"] = lambda r: str(r.extra.get("worst", ""))
     return columns
 
@@ -153,12 +161,16 @@ _MAIN = ("clean", "mean", "worst", "mce", "relative_mce")
 
 
 def _brief(record: Record, corruptions: bool | None = None) -> Record:
-    """Of a robustness record the numbers that a table has room for, none of single severities; any other as it is.
+    """Of a record of robustness or missing streams the numbers that a table has room for; any other as it is.
 
     Args:
         record: any.
         corruptions: only the corruptions' means, or only the other numbers; None: both.
     """
+    if record.protocol == "missing":
+        from skelact.tables_missing import brief
+
+        return brief(record)
     if record.protocol != "robustness":
         return record
     named = {m.removeprefix("top1/"): m for m in record.metrics if m.count("/") < 2}
@@ -190,7 +202,7 @@ def differences(records: Sequence[Record]) -> list[str]:
     for r in _by_labels(records):
         for other, d in r.extra.get("differences", {}).items() if r.extra.get("fusion") != "single" else ():
             low, high = d["ci95"]
-            which = f"fill {r.extra['fill']}" if "fill" in r.extra else f"labels {r.extra.get('labels', '')}"
+            which = ", ".join(f"{key} {r.extra[key]}" for key in ("labels", "head", "fill") if key in r.extra)
             what = f"{which}, {d['metric']}"
             who = f"{r.method} {r.extra.get('streams', '')}" if streams else r.method
             lines.append(f"{what}: {who} - {other}: {d['difference']:+.1f} [{low:.1f}, {high:.1f}]")
@@ -221,10 +233,6 @@ _INTERVALS = {
         "[95 % interval over test clips, of several trainings over these and test clips together]",
     ),
 }
-_HEADS = (
-    "±: half of the 95 % interval over seeds or label lists and test clips. fixed: one classifier trained on all "
-    "streams, streams then go missing; own: a classifier (kNN: a gallery) for each subset. More in results.json."
-)
 
 
 def _corruption_rows(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
@@ -243,8 +251,12 @@ def rich_tables(records: Sequence[Record]) -> list[Table]:
         if protocol == "robustness":
             tables += _robustness_tables(f"{protocol}: {data}", own)
             continue
-        make = _subset_table if protocol == "missing" else _plain_table
-        tables.append(make(f"{protocol}: {data}", own))
+        if protocol == "missing":
+            from skelact.tables_missing import missing_tables
+
+            tables += missing_tables(f"{protocol}: {data}", own)
+            continue
+        tables.append(_plain_table(f"{protocol}: {data}", own))
     return tables
 
 
@@ -281,32 +293,6 @@ def _plain_table(title: str, records: Sequence[Record]) -> Table:
     for number, row in enumerate(rows):
         last = number + 1 < len(rows) and at is not None and rows[number + 1][at] != row[at]
         table.add_row(*(cell for i, cell in enumerate(row) if i not in drop), end_section=last)
-    return table
-
-
-def _subset_table(title: str, records: Sequence[Record]) -> Table:
-    """Rows: label settings, then heads, then methods; columns: stream subsets, their mean and the worst."""
-    names = list(dict.fromkeys(m.split("/", 1)[1] for r in records for m in r.metrics))
-    subsets = [name for name in names if name not in ("mean", "worst")]
-    whole = max(subsets, key=lambda name: name.count("+"), default="")
-    if len(subsets) > 7:  # of four streams there are fifteen: the single ones and all together have room
-        subsets = [name for name in subsets if "+" not in name or name == whole]
-    columns = subsets + [name for name in ("mean", "worst") if name in names]
-    table = _new_table(title, [_HEADS])
-    table.add_column("labels/head", no_wrap=True)
-    table.add_column("method", no_wrap=True)
-    for name in columns:
-        short = "all" if name == whole and "+" in name else name.replace("+", "+\n")
-        table.add_column(short, justify="right", no_wrap=True)
-    kinds = [("fixed", "top1", "fixed, linear"), ("own", "top1", "own, linear"), ("own", "knn1", "own, kNN")]
-    for labels in dict.fromkeys(str(r.extra.get("labels", "")) for r in records):
-        same = [r for r in records if str(r.extra.get("labels", "")) == labels]
-        table.add_row(labels, style="bold")
-        for head, measure, words in kinds:
-            found = [r for r in same if r.extra.get("head") == head and any(m.startswith(measure) for m in r.metrics)]
-            for i, r in enumerate(found):
-                cells = [_cell(r, f"{measure}/{name}", short=True) for name in columns]
-                table.add_row(words if i == 0 else "", r.method, *cells, end_section=i + 1 == len(found))
     return table
 
 
@@ -349,6 +335,10 @@ def markdown(records: Sequence[Record]) -> str:
         own = [r for r in records if r.protocol == protocol]
         tables = [table_rows([_brief(r, corruptions=False) for r in own])]
         tables += [_corruption_rows(own)] if protocol == "robustness" else []
+        if protocol == "missing":
+            from skelact.tables_missing import rate_rows
+
+            tables += [found for found in [rate_rows(own)] if found[1]]
         for header, rows in tables:
             lines = ["| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows]]
             parts.append("\n".join(lines))
@@ -364,7 +354,7 @@ def csv_text(records: Sequence[Record]) -> str:
 
     out = io.StringIO()
     write = csv.writer(out, lineterminator="\n").writerow
-    extra = ("labels", "head", "streams")
+    extra = ("labels", "head", "fill", "streams")
     numbers = ("metric", "value", "low", "high")
     write(["protocol", "data", "split", "method", *extra, "fusion", "seed", "selection", *numbers])
     for r in records:

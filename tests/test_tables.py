@@ -126,7 +126,7 @@ def test_streams_and_fusion_are_told_where_rows_differ():
     for one in (single, both := fused()):
         one.extra["differences"] = found
     assert differences([single, both]) == ["labels all, top1: umurl joint+bone - raw pose: +1.0 [0.0, 2.0]"]
-    assert csv_text([both]).splitlines()[1].split(",")[6:8] == ["joint+bone", "late 0.6/0.4"]
+    assert csv_text([both]).splitlines()[1].split(",")[7:9] == ["joint+bone", "late 0.6/0.4"]
 
 
 def test_fitted_weights_are_averaged_over_and_given_ones_kept_apart(tmp_path):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 
 from skelact.errors import SkelactError
+
+if TYPE_CHECKING:
+    from skelact.results import Record
 
 
 def plot(cfg: DictConfig) -> int:
@@ -80,9 +84,12 @@ def confusion_figure(run: Path, class_names: list[str]) -> Any:
     from skelact.results import load_scores
 
     scores = load_scores(run)
-    plain = [key for key in scores.scores if not key.startswith(("robustness/", "noise_sweep/"))]
+    cells = ("robustness/", "noise_sweep/", "missing/")
+    plain = [key for key in scores.scores if not key.startswith(cells)]
     keys = sorted(plain, key=lambda k: (not k.startswith("linear/"), "untrained" in k, "raw" in k, k[-4:] != "/all"))
     keys += [key for key in scores.scores if key.startswith("robustness/") and key.endswith("/clean")]
+    subsets = [key for key in scores.scores if key.startswith("missing/")]
+    keys += sorted(subsets, key=lambda key: -key.rsplit("/", 1)[1].count("+"))
     known = scores.labels >= 0
     return confusion(scores.labels[known], scores.entry(keys[0]).argmax(1)[known], class_names, keys[0])
 
@@ -219,44 +226,41 @@ def _pathways(cfg: DictConfig) -> list[Path]:
     return [save(figure, _target(cfg, "pathways.png"))]
 
 
+def result_figures(records: Sequence[Record], run_dir: Path) -> list[Path]:
+    """Figures of the protocols that have such, of one run, written into its directory."""
+    from skelact.engine.missing_pictures import missing_figures
+    from skelact.engine.robustness_pictures import robustness_figures
+
+    protocols = {record.protocol for record in records}
+    figures: dict[str, Any] = {}
+    if protocols & {"robustness", "noise_sweep"}:
+        figures |= robustness_figures({run_dir.name: records})
+    if "missing" in protocols:
+        figures |= missing_figures({run_dir.name: records})
+    return [save(figure, run_dir / name) for name, figure in figures.items()]
+
+
 def _robustness(cfg: DictConfig) -> list[Path]:
     from skelact.engine.robustness_pictures import robustness_figures
+
+    return _of_runs(cfg, robustness_figures)
+
+
+def _subsets(cfg: DictConfig) -> list[Path]:
+    from skelact.engine.missing_pictures import missing_figures
+
+    return _of_runs(cfg, missing_figures)
+
+
+def _of_runs(cfg: DictConfig, draw: Callable[[dict[str, list[Record]]], dict[str, Any]]) -> list[Path]:
+    """Several figures of the results of one run or more."""
     from skelact.results import read_records
 
     runs = [_run_dir(str(run)) for run in [cfg.checkpoint, *(cfg.runs or [])]]
     names = [run.resolve().name for run in runs]
     names = [n if names.count(n) == 1 else str(run) for n, run in zip(names, runs, strict=True)]
-    figures = robustness_figures({name: read_records(run) for name, run in zip(names, runs, strict=True)})
+    figures = draw({name: read_records(run) for name, run in zip(names, runs, strict=True)})
     targets = {name: _target(cfg, name) for name in figures}
     if cfg.output:
         targets = {name: path.with_stem(f"{path.stem}-{Path(name).stem}") for name, path in targets.items()}
     return [save(figure, targets[name]) for name, figure in figures.items()]
-
-
-def _subsets(cfg: DictConfig) -> list[Path]:
-    from skelact.plots import subset_bars
-    from skelact.results import read_records
-
-    run = _run_dir(str(cfg.checkpoint))
-    records = [record for record in read_records(run) if record.protocol == "missing"]
-    if not records:
-        raise SkelactError(f"{run}: has no results of protocol missing; run it with evaluate=[missing]")
-    settings = dict.fromkeys((str(r.extra.get("labels")), str(r.extra.get("head"))) for r in records)
-    paths = []
-    for labels, head in settings:
-        rows: dict[str, dict[str, tuple[float, float, float]]] = {}
-        for record in records:
-            if (str(record.extra.get("labels")), str(record.extra.get("head"))) != (labels, head):
-                continue
-            nan = (float("nan"), float("nan"))
-            rows[record.method] = {
-                name.removeprefix("top1/"): (value, *record.ci95.get(name, nan))
-                for name, value in record.metrics.items()
-                if name.startswith("top1/")
-            }
-        tag = f"{labels}-{head}".replace("/", "-per-")
-        target = _target(cfg, f"subsets-{tag}.png")
-        if cfg.output and len(settings) > 1:
-            target = target.with_stem(f"{target.stem}-{tag}")
-        paths.append(save(subset_bars(rows, f"labels: {labels}, head: {head}"), target))
-    return paths

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from skelact.errors import SkelactError
@@ -37,15 +36,6 @@ def robustness_figures(runs: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
     if sweeps:
         figures["noise_sweep.png"] = noise_curves({n: _sweep(r) for n, r in sweeps.items()}, _title(sweeps))
     return figures
-
-
-def saved_figures(records: Sequence[Record], run_dir: Path) -> list[Path]:
-    """The figures of one run, written into its directory; none where it has no such records."""
-    from skelact.engine.pictures import save
-
-    if not any(record.protocol in ("robustness", "noise_sweep") for record in records):
-        return []
-    return [save(figure, run_dir / name) for name, figure in robustness_figures({run_dir.name: records}).items()]
 
 
 def _rows(runs: Mapping[str, Sequence[Record]], protocol: str) -> dict[str, Record]:

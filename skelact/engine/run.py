@@ -340,15 +340,14 @@ def _log_results(loggers: list[Any], records: list[Record], run_dir: Path, metho
     shown = [logger for logger in loggers if type(logger).__name__ == "WandbLogger"]
     if not shown:
         return
-    from skelact.engine.pictures import confusion_figure, save, tsne_figure
-    from skelact.engine.robustness_pictures import saved_figures
+    from skelact.engine.pictures import confusion_figure, result_figures, save, tsne_figure
 
     pictures = []
     if datamodule.size("test") >= 4:
         pictures.append(save(tsne_figure(method, datamodule, "test", None, "test part"), run_dir / "tsne.png"))
     if (run_dir / SCORES).exists():
         pictures.append(save(confusion_figure(run_dir, datamodule.class_names), run_dir / "confusion.png"))
-    pictures += saved_figures(records, run_dir)
+    pictures += result_figures(records, run_dir)
     for logger in shown:
         for protocol in dict.fromkeys(record.protocol for record in records):
             header, rows = table_rows([record for record in records if record.protocol == protocol])

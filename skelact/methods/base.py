@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -197,15 +198,31 @@ class Method(Learner):
             views = views.masked_fill(~mask[..., None], 0.0)
         return derive(views, names, self.layout, mask if self.use_mask else None)
 
-    def encode(self, views: Tensor, streams: Sequence[str] | None = None, mask: Tensor | None = None) -> Tensor:
+    def inputs(
+        self, views: Tensor, streams: Sequence[str] | None = None, mask: Tensor | None = None, blank: bool = False
+    ) -> dict[str, Tensor]:
+        """As :meth:`derive`; with `blank` the method's other streams are there as well, all zeros."""
+        if not blank or streams is None:
+            return self.derive(views, streams, mask)
+        return {n: x if n in streams else torch.zeros_like(x) for n, x in self.derive(views, None, mask).items()}
+
+    def encode(
+        self, views: Tensor, streams: Sequence[str] | None = None, mask: Tensor | None = None, blank: bool = False
+    ) -> Tensor:
         """Backbone features `(N, D)`, before any projector.
 
         Args:
             views: joint views `(N, M, T, V, C)`.
             streams: any non-empty subset of the method's streams; None means all.
             mask: `(N, M, T, V)` bool, True where observed; None means everywhere.
+            blank: let the other streams be there as zeros.
         """
-        return self.backbone.forward_features(self.derive(views, streams, mask), mask)
+        return self.backbone.forward_features(self.inputs(views, streams, mask, blank), mask)
+
+    def available(self, batch: RaggedClips, streams: Sequence[str] | None = None) -> Tensor:
+        """`(N, M)` bool: which clip has which of the method's streams, out of some (None: all)."""
+        given = [streams is None or name in streams for name in self.streams]
+        return torch.tensor(given, device=batch.device).expand(len(batch), -1)
 
     def features(self, batch: RaggedClips, streams: Sequence[str] | None = None) -> Tensor:
         """Features `(N, D)` of a batch: :meth:`sample`, then :meth:`encode`."""

@@ -20,6 +20,7 @@ from skelact.errors import SkelactError
 from skelact.methods.base import Method, with_rate
 from skelact.methods.layers import ActionHead
 from skelact.objectives import all_reduce, world_size
+from skelact.transforms.dropping import subset_table
 
 UNLABELLED = -1
 
@@ -158,21 +159,67 @@ class Supervised(Method):
             self.backbone.eval()
         return self
 
-    def logits(self, views: Tensor, streams: Sequence[str] | None = None, mask: Tensor | None = None) -> Tensor:
+    @property
+    def fills(self) -> tuple[str, ...]:
+        """Ways to do without a stream; the first is the method's own."""
+        return ("drop", "zero_input")
+
+    def logits(
+        self, views: Tensor, streams: Sequence[str] | None = None, mask: Tensor | None = None, blank: bool = False
+    ) -> Tensor:
         """Class scores `(N, num_classes)`; only the given streams contribute.
 
         Args:
             views: joint views `(N, M, T, V, C)`.
             streams: any non-empty subset of the method's streams; None means all.
             mask: `(N, M, T, V)` bool, True where observed; None means everywhere.
+            blank: let the other streams be there as zeros.
         """
-        inputs = self.derive(views, streams, mask)
+        inputs = self.inputs(views, streams, mask, blank)
         if not self.backbone.stacked:
             return self.heads["all"](self.dropout(self.backbone.forward_features(inputs, mask)))
+        each = self._each(inputs, mask)
+        return each.sum(0) if self.fusion == "sum" else each.mean(0)
+
+    def _each(self, inputs: Mapping[str, Tensor], mask: Tensor | None) -> Tensor:
+        """Logits `(S, N, num_classes)` of stacked trunks, in the backbone's order."""
         features: Tensor = self.backbone.forward_streams(inputs, mask)  # type: ignore[operator]
         given = [name for name in self.backbone.streams if name in inputs]
-        each = torch.stack([self.heads[n](self.dropout(x)) for n, x in zip(given, features, strict=True)])
-        return each.sum(0) if self.fusion == "sum" else each.mean(0)
+        return torch.stack([self.heads[n](self.dropout(x)) for n, x in zip(given, features, strict=True)])
+
+    def classify_subsets(
+        self, batch: RaggedClips, subsets: Sequence[Sequence[str]], fill: str | None = None, means: Tensor | None = None
+    ) -> Tensor:
+        """Class scores when only some streams are there; each of stacked trunks is run once for all subsets.
+
+        Args:
+            batch: N clips.
+            subsets: S of them, names of streams.
+            fill: out of :attr:`fills`. `drop`: a single head gets the backbone's feature of what is left, of several
+                heads those of what is left are added or averaged. `zero_input`: what is missing is there as zeros.
+                None: the first.
+            means: not read; for the signature that methods share.
+
+        Returns:
+            `(S, N, num_classes)`.
+
+        Raises:
+            SkelactError: no such fill.
+        """
+        if fill is not None and fill not in self.fills:
+            raise SkelactError(f"fill={fill} is none of this method's: {', '.join(self.fills)}")
+        (views, mask), blank = self.sample(batch), fill == "zero_input"
+        if not self.backbone.stacked:
+            return torch.stack([self.logits(views, subset, mask, blank) for subset in subsets])
+        order = tuple(name for name in self.backbone.streams if name in self.streams)
+        kept = subset_table(tuple(map(tuple, subsets)), order, views.device).to(views)
+        inputs = self.derive(views, None, mask)
+        total, count = torch.einsum("sm,mnc->snc", kept, self._each(inputs, mask)), kept.sum(1).view(-1, 1, 1)
+        if blank:
+            zeros = {name: torch.zeros_like(x) for name, x in inputs.items()}
+            total = total + torch.einsum("sm,mnc->snc", 1 - kept, self._each(zeros, mask))
+            count = torch.full_like(count, len(order))
+        return total if self.fusion == "sum" else total / count
 
     def hidden(self, views: Tensor, mask: Tensor | None = None) -> Tensor:
         """Features `(N, head_hidden)` of the hidden layer of a backbone's one action head.

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from skelact.errors import SkelactError
-from skelact.protocols.features import FeatureTable, Subject, Subset
+from skelact.protocols.features import FeatureTable, Subject, Subset, modality_encoders, pose_streams
 from skelact.results import Record, repeated_interval, save_scores
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Answer:
         protocol: under which name the row is kept, if not the protocol's own.
         wall_s: seconds that the answer took; None: since the answer before.
         passes: which streams each pass through the encoder reads; None: one pass with all that are asked.
+        pair: rows of several subjects with the same are compared; None: by their tags (:func:`row_tags`).
         extra: further keys of the record.
     """
 
@@ -54,6 +56,7 @@ class Answer:
     protocol: str | None = None
     wall_s: float | None = None
     passes: Sequence[Subset] | None = None
+    pair: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -161,7 +164,7 @@ class Protocol:
                 )
             )
             if answer.correct is not None:
-                tag = "/".join([protocol, *row_tags(extra)])
+                tag = "/".join([protocol, *row_tags(extra)] if answer.pair is None else [protocol, answer.pair])
                 compare(first, tag, records[-1], answer.correct, datamodule.groups("test"))
             key = scores_key(protocol, subject.name, extra)
             for part, values in (("test", answer.scores), ("val", answer.val_scores)):
@@ -206,7 +209,7 @@ class Protocol:
         if "untrained" in self.baselines and encoder == "pretrained" and untrained is not None:
             twin = untrained(seed)
             yield of(f"{name} (untrained)", "untrained", twin.to(device), precision=self.precision)
-        if "raw_pose" in self.baselines:
+        if "raw_pose" in self.baselines and pose_streams(method):
             yield of("raw pose", "raw_pose", method)
 
 
@@ -313,7 +316,10 @@ def paired(values: np.ndarray, others: np.ndarray, groups: np.ndarray, metric: s
 
 
 def encoder_parameters(method: Method, streams: Sequence[str] | None = None) -> int:
-    """Number of parameters of the backbone, projectors apart; of stacked trunks those of the given streams."""
+    """Number of parameters of the encoder, projectors apart; where each stream has its own, those of the given ones."""
+    if not hasattr(method, "backbone"):
+        own = [e for name, e in modality_encoders(method).items() if streams is None or name in streams]
+        return sum(p.numel() for p in {p for encoder in own for p in encoder.parameters()})
     count = sum(p.numel() for p in method.backbone.parameters())
     if streams is None or not method.backbone.stacked:
         return count
@@ -325,13 +331,21 @@ def forward_gflops(
 ) -> float:
     """Forward cost of one clip through the encoder, by default with all its streams.
 
-    Counted are 2 x multiply-adds of the matrix products, those of attention included.
+    Counted are 2 x multiply-adds of the matrix products, those of attention included. The clip is the first that has
+    all streams, if one of the first fifty does.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(method.parameters()).device
     was_training = method.training
-    batch = next(iter(datamodule.batches(part, 1, device)))
+    batches = iter(datamodule.batches(part, 1, device))
+    batch = first = next(batches)
+    for other in islice(batches, 50):
+        if bool(method.available(batch).all()):
+            break
+        batch = other
+    else:
+        batch = first
     method.eval()
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from skelact.errors import SkelactError
 from skelact.protocols.base import BASELINES, compare, forward_gflops, scores_key, summarise, write_scores
-from skelact.protocols.features import Subject
+from skelact.protocols.features import Subject, pose_streams
 from skelact.protocols.linear import clip_accuracies
 from skelact.protocols.neighbours import search
 from skelact.protocols.retrieval import class_scores
@@ -147,7 +148,7 @@ class ClassifierProtocol:
         rows = [(name if self.fresh or encoder == "pretrained" else f"{name} (untrained)", encoder)]
         if "untrained" in self.baselines and encoder == "pretrained" and not self.fresh and train is not None:
             rows.append((f"{name} (untrained)", "untrained"))
-        if "raw_pose" in self.baselines:
+        if "raw_pose" in self.baselines and pose_streams(method):
             rows.append(("raw pose (1-NN)", "raw_pose"))
         records: list[Record] = []
         first: dict[str, tuple[Record, np.ndarray]] = {}
@@ -195,15 +196,14 @@ class ClassifierProtocol:
             outcomes.append(found)
         last, start = outcomes[-1], outcomes[0]
         extra: dict[str, Any] = {
-            "streams": "+".join(last.method.streams), "backbone": _network(last.method),
+            "streams": "+".join(last.method.streams), "backbone": type(_network(last.method)).__name__,
             "mode": last.method.mode, "steps": start.steps, "train_clips": start.clips, **self.facts(jobs[0]),
         }  # fmt: skip
         epochs = [found.best_epoch for found in outcomes if found.best_epoch is not None]
         if epochs:
             extra["epochs_chosen"] = epochs
         record, correct = self._record(datamodule, logits["test"], device, extra)
-        chosen = f"{last.method.monitor.replace('/', ':')}, its epoch"
-        record.selection = chosen if len(epochs) == len(jobs) else "none, last epoch"
+        record.selection = "val:top1, its epoch" if len(epochs) == len(jobs) else "none, last epoch"
         record.checkpoint, record.samples_per_s = start.checkpoint, start.samples_per_s
         record.parameters = sum(p.numel() for p in last.method.parameters() if p.requires_grad)
         record.wall_s = sum(found.seconds for found in outcomes)
@@ -261,13 +261,35 @@ class ClassifierProtocol:
 
 
 def classifier_name(method: Method) -> str:
-    """`supervised stgcn`: what a classifier is called in tables."""
-    return f"{type(method).__name__} {_network(method)}".lower().removesuffix("encoder")
+    """`supervised stgcn`, `multimodal sum`: what a classifier is called in tables."""
+    network = type(_network(method)).__name__.lower().removesuffix("encoder").removesuffix("fusion")
+    return f"{type(method).__name__} {network}".lower()
 
 
-def _network(method: Method) -> str:
-    """The backbone's name; of a method of several modalities, each with its own, that of their fusion."""
-    return type(getattr(method, "backbone", None) or method.fusion).__name__
+def _network(method: Any) -> nn.Module:
+    """The backbone; of several modalities what joins them."""
+    found: nn.Module = method.backbone if hasattr(method, "backbone") else method.fusion
+    return found
+
+
+def named(subjects: Iterable[Subject], label: str | None, judged: str) -> list[Subject]:
+    """Subjects under the names of their rows, of a method that is judged by its own function of the name `judged`.
+
+    Its untrained twin is left out, whose head says nothing.
+
+    Args:
+        subjects: the method first.
+        label: what the method is called; None: by its kind and, of a classifier, its network.
+        judged: without such a function all subjects stay.
+    """
+    first, *others = subjects
+    kind, own = type(first.method).__name__.lower(), label
+    if hasattr(first.method, judged):
+        others = [subject for subject in others if subject.encoder != "untrained"]
+        own = own or classifier_name(first.method)
+    for subject in [first, *others]:
+        subject.name = subject.name.replace(kind, own or kind, 1) if subject.encoder != "raw_pose" else subject.name
+    return [first, *others]
 
 
 def _parts(datamodule: SkeletonDataModule, fit: str) -> list[str]:

@@ -9,17 +9,19 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from skelact.clips import ModalClips, RaggedClips
 from skelact.errors import SkelactError
+from skelact.skeleton.streams import STREAMS
 
 if TYPE_CHECKING:
-    from skelact.clips import RaggedClips
     from skelact.data.datamodules import SkeletonDataModule
     from skelact.methods.base import Method
 
@@ -116,17 +118,13 @@ def extract_subsets(
 ) -> dict[Subset, FeatureTable]:
     """As :func:`extract` for several subsets of streams, reading and sampling every clip once for all of them.
 
-    In the space `embedding` it is the method's `embed_features(views, streams, mask) -> (N, D)` that is asked.
+    In the space `embedding` it is the method's `embed_features(views, streams, mask) -> (N, D)` that is asked; in
+    `zero_input` streams that are not in a subset are there, as zeros.
 
     Raises:
         SkelactError: the method has no such function.
     """
-    asked = method.encode if space == "feature" else getattr(method, "embed_features", None)
-    if asked is None:
-        raise SkelactError(
-            f"protocol.space={space}: {type(method).__name__} has no embed_features, an embedding of its own for "
-            f"evaluation; take protocol.space=feature"
-        )
+    asked = _asked(method, space)
     device = torch.device(device) if device is not None else next(method.parameters()).device
     table = _Columns(datamodule, part)
     folder = None if cache is None else Path(cache)
@@ -139,14 +137,14 @@ def extract_subsets(
     if missing:
         amp = autocast(device, precision)
 
-        def encode(views: Tensor, mask: Tensor | None, subset: Subset) -> Tensor:
+        def encode(batch: RaggedClips) -> dict[Subset, Tensor]:
             with amp:
-                return asked(views, subset, mask)
+                return asked(batch, missing)
 
         was_training = method.training
         method.eval().to(device)
         try:
-            fresh = _collect(encode, method, datamodule, part, missing, device)
+            fresh = _collect(encode, datamodule, part, device)
         finally:
             method.train(was_training)
         for subset, features in fresh.items():
@@ -154,6 +152,46 @@ def extract_subsets(
                 _save(files[subset], features)
         found.update(fresh)
     return {s: table.with_features(found[s].to(device)) for s in wanted}
+
+
+def _asked(method: Method, space: str) -> Callable[[RaggedClips, Sequence[Subset]], dict[Subset, Tensor]]:
+    """What gives features of a batch for several subsets; skeletons are sampled once for all of them."""
+    encode = getattr(method, "embed_features" if space == "embedding" else "encode", None)
+    if encode is None and space == "feature":
+        return lambda batch, wanted: {s: method.features(batch, s) for s in wanted}
+    if encode is None:
+        raise SkelactError(
+            f"protocol.space={space}: {type(method).__name__} has no embed_features, an embedding of its own for "
+            f"evaluation; take protocol.space=feature"
+        )
+
+    encode = partial(encode, blank=True) if space == "zero_input" else encode
+
+    def each(batch: RaggedClips, wanted: Sequence[Subset]) -> dict[Subset, Tensor]:
+        views, mask = method.sample(batch)
+        return {s: encode(views, s, mask) for s in wanted}
+
+    return each
+
+
+def trunks(method: Method) -> Subset | None:
+    """The streams whose features lie side by side in the method's, zeros for one that is absent; None: there is one."""
+    if not hasattr(method, "backbone"):
+        return tuple(method.streams)
+    return method.backbone.streams if method.backbone.stacked else None
+
+
+def modality_encoders(method: Any) -> dict[str, nn.Module]:
+    """The encoders of a method of several modalities, by name."""
+    return dict(method.encoders.items())
+
+
+def pose_streams(method: Method) -> dict[str, str]:
+    """What of a method's streams is of a skeleton: name -> stream of the skeleton; joints where it is one whole."""
+    if hasattr(method, "backbone"):
+        return {name: name for name in method.streams}
+    posed = [name for name, encoder in modality_encoders(method).items() if hasattr(encoder, "sampler")]
+    return {name: name if name in STREAMS else "joint" for name in posed}
 
 
 def autocast(device: torch.device, precision: str | None) -> AbstractContextManager[Any]:
@@ -172,15 +210,21 @@ def raw_pose_subsets(
     wanted: Sequence[Subset],
     device: torch.device | str | None = None,
 ) -> dict[Subset, FeatureTable]:
-    """The baseline without any network: :func:`raw_pose` of every clip of a part, stream after stream."""
+    """The baseline without any network: :func:`raw_pose` of every clip of a part, stream after stream.
+
+    A clip without a skeleton is zeros.
+    """
     device = torch.device(device) if device is not None else next(method.parameters()).device
     single = sorted({(stream,) for subset in wanted for stream in subset})
     table = _Columns(datamodule, part)
 
-    def encode(views: Tensor, mask: Tensor | None, subset: Subset) -> Tensor:
-        return raw_pose(method, views, mask, subset)
+    def encode(batch: RaggedClips) -> dict[Subset, Tensor] | None:
+        if isinstance(batch, ModalClips) and not any(isinstance(p, RaggedClips) for p in batch.parts.values()):
+            return None
+        views, mask = method.sample(batch)
+        return {subset: raw_pose(method, views, mask, subset) for subset in single}
 
-    found = _collect(encode, method, datamodule, part, single, device)
+    found = _collect(encode, datamodule, part, device)
     return {s: table.with_features(torch.cat([found[(x,)] for x in s], 1).to(device)) for s in wanted}
 
 
@@ -195,20 +239,21 @@ def raw_pose(method: Method, views: Tensor, mask: Tensor | None, streams: Subset
 
 @torch.inference_mode()
 def _collect(
-    encode: Callable[[Tensor, Tensor | None, Subset], Tensor],
-    method: Method,
+    encode: Callable[[RaggedClips], dict[Subset, Tensor] | None],
     datamodule: SkeletonDataModule,
     part: str,
-    wanted: Sequence[Subset],
     device: torch.device,
 ) -> dict[Subset, Tensor]:
-    rows: dict[Subset, list[Tensor]] = {s: [] for s in wanted}
-    for batch in datamodule.batches(part, device=device):
-        views, mask = method.sample(batch)
-        for subset in wanted:
-            rows[subset].append(encode(views, mask, subset).float())
+    """All features of a part; a batch of which nothing can be said (None) is zeros."""
+    found = [(len(batch), encode(batch)) for batch in datamodule.batches(part, device=device)]
+    some = next((rows for _, rows in found if rows is not None), None)
+    if some is None:
+        raise SkelactError(f"no clip of the {part} part has what the features are made of")
     with torch.inference_mode(False):
-        return {s: torch.cat([r.clone() for r in parts]) for s, parts in rows.items()}
+        return {
+            s: torch.cat([like.new_zeros(n, like.shape[1]) if rows is None else rows[s] for n, rows in found]).float()
+            for s, like in some.items()
+        }
 
 
 class _Columns:
@@ -228,13 +273,13 @@ def _key(
     method: Method, datamodule: SkeletonDataModule, part: str, precision: str | None, table: _Columns, space: str
 ) -> str:
     """Everything that features depend on, as one hash; an embedding depends on the projectors too."""
-    network = method.backbone if space == "feature" else method
+    network: Any = method if space == "embedding" else getattr(method, "backbone", None) or method.encoders
     weights = hashlib.sha256()
     for name, value in network.state_dict().items():
         weights.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         weights.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     facts = [
-        space, weights.hexdigest(), repr(network), repr(method.sampler), method.layout,
+        space, weights.hexdigest(), repr(network), repr(getattr(method, "sampler", None)), method.layout,
         getattr(method, "use_mask", ""),
         datamodule.fingerprint, datamodule.layout, _reading(datamodule), part, precision,
         _digest(*table.names),
@@ -313,8 +358,7 @@ class Subject:
         Stacked trunks are run once, whatever the number of subsets.
         """
         wanted = [self.full] if wanted is None else wanted
-        backbone = self.method.backbone
-        if self.encoder == "raw_pose" or self.space != "feature" or not backbone.stacked:
+        if self.encoder == "raw_pose" or self.space != "feature" or trunks(self.method) is None:
             return self.tables(part, wanted)
         union = tuple(s for s in self.method.streams if any(s in subset for subset in wanted))
         table = self.tables(part, [union])[union]
@@ -322,18 +366,18 @@ class Subject:
 
     def _columns(self, features: Tensor, subset: Subset) -> Tensor:
         """Of features `(N, D)` of stacked trunks the columns of some of them."""
-        streams = self.method.backbone.streams
+        streams = trunks(self.method) or ()
         blocks = dict(zip(streams, features.chunk(len(streams), 1), strict=True))
         return torch.cat([blocks[stream] for stream in subset], 1)
 
     def features(self, batch: RaggedClips) -> Tensor:
         """`(n, D)` float32 of some clips, as :meth:`own` gives those of a part for all streams that are asked."""
-        views, mask = self.method.sample(batch)
         if self.encoder == "raw_pose":
+            views, mask = self.method.sample(batch)
             return raw_pose(self.method, views, mask, self.full).float()
-        with autocast(views.device, self.precision):
-            features = self.method.encode(views, self.full, mask)
-        return (self._columns(features, self.full) if self.method.backbone.stacked else features).float()
+        with autocast(batch.device, self.precision):
+            features = self.method.features(batch, self.full)
+        return (features if trunks(self.method) is None else self._columns(features, self.full)).float()
 
     @property
     def chosen(self) -> Subset:
@@ -342,8 +386,11 @@ class Subject:
 
     @property
     def full(self) -> Subset:
-        """All streams that are asked; of the raw pose the joints, if they are among them."""
-        return ("joint",) if self.encoder == "raw_pose" and "joint" in self.chosen else self.chosen
+        """All streams that are asked; of the raw pose those of a skeleton, or the joints, if they are among them."""
+        if self.encoder != "raw_pose":
+            return self.chosen
+        posed = tuple(dict.fromkeys(pose for name, pose in pose_streams(self.method).items() if name in self.chosen))
+        return ("joint",) if "joint" in posed else posed
 
     def official_training(self) -> FeatureTable:
         """Train and validation together, all streams that are asked: the training side of the published split."""

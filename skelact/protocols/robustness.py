@@ -15,8 +15,8 @@ from torch import Tensor
 from skelact.clips import RaggedClips
 from skelact.data.datamodules import SkeletonDataModule
 from skelact.errors import SkelactError
-from skelact.protocols.base import Answer, Protocol, paired, summarise
-from skelact.protocols.classifier import classifier_name
+from skelact.protocols.base import Answer, Protocol, encoder_parameters, paired, summarise
+from skelact.protocols.classifier import named
 from skelact.protocols.features import FeatureTable, Subject, autocast
 from skelact.protocols.linear import LinearProbe, train_heads
 from skelact.protocols.neighbours import search
@@ -153,7 +153,7 @@ class Robustness(Protocol):
 
     def answers(self, subjects: Iterable[Subject], seed: int) -> Iterator[tuple[Subject, Answer]]:
         """Rows of all subjects, which see every corrupted batch together."""
-        subjects = self._named(list(subjects))
+        subjects = named(subjects, self.label, "classify")
         datamodule = subjects[0].datamodule
         chosen, skipped = self.choose(datamodule)
         if self.reference is not None:
@@ -180,17 +180,6 @@ class Robustness(Protocol):
         for judge, sweep in zip(judges, sweeps, strict=True):
             if sweep:
                 yield judge.subject, self._sweep_answer(judge, sweep, datamodule)
-
-    def _named(self, subjects: list[Subject]) -> list[Subject]:
-        """The subjects under their names; of a classifier without its untrained twin, whose head says nothing."""
-        first = subjects[0]
-        if hasattr(first.method, "classify"):
-            subjects = [s for s in subjects if s is first or s.encoder != "untrained"]
-        kind, name = type(first.method).__name__.lower(), classifier_name(first.method)
-        own = self.label or (name if hasattr(first.method, "classify") else kind)
-        for subject in subjects:
-            subject.name = subject.name.replace(kind, own, 1) if subject.encoder != "raw_pose" else subject.name
-        return subjects
 
     def choose(self, datamodule: SkeletonDataModule) -> tuple[dict[str, Corruption], dict[str, str]]:
         """The corruptions that the data allow, and why the others are left out.
@@ -224,7 +213,7 @@ class Robustness(Protocol):
                 with autocast(device, self.precision):
                     return method.classify(batch)[None]  # type: ignore[operator]
 
-            count = sum(p.numel() for p in method.parameters()) - sum(p.numel() for p in method.backbone.parameters())
+            count = sum(p.numel() for p in method.parameters()) - encoder_parameters(method)
             judge = Judge(subject, classify, parameters=count, extra={"judge": "own classifier"})
         else:
             train = subject.own("train")[subject.full]
