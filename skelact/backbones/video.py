@@ -29,7 +29,8 @@ class FrameEncoder(nn.Module):
         tag: which weights; pinned, because timm changes its default. None: that default.
         pretrained: `auto`: the weights if they can be had, otherwise random ones with a warning; True: an error instead
             of the warning; False: random.
-        frozen: no gradient, evaluation mode always.
+        frozen: no gradient, evaluation mode always. Random weights are then the same whatever the seed, so that features
+            of frames extracted once (`data.cache_features`) are those of every such network.
         chunk: frames at a time where no gradient is needed.
         **options: further arguments of `timm.create_model`.
 
@@ -47,7 +48,10 @@ class FrameEncoder(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
-        self.net = over_ranks(_network(name, tag, pretrained, options))
+        with torch.random.fork_rng([], enabled=frozen):
+            if frozen:
+                torch.manual_seed(0)
+            self.net = over_ranks(_network(name, tag, pretrained, options))
         self.num_features = int(self.net.num_features)  # type: ignore[arg-type]
         self.frozen, self.chunk = frozen, chunk
         if frozen:

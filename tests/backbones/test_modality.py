@@ -288,3 +288,14 @@ def test_ranks_equal_one_process_with_the_whole_batch(on_ranks, counts):
         for rank in ranks:
             for kind in ("grads", "buffers"):
                 torch.testing.assert_close(rank[name][kind], single[kind], rtol=1e-6, atol=1e-8)
+
+
+def test_frozen_random_frame_encoders_are_alike_and_leave_the_generator_alone():
+    torch.manual_seed(3)
+    first, after = FrameEncoder("test_resnet", None, False, frozen=True), torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.rand(1) == after
+    torch.manual_seed(4)
+    second, trained = (FrameEncoder("test_resnet", None, False, frozen=frozen) for frozen in (True, False))
+    weights = [net.state_dict()["net.conv1.weight"] for net in (first, second, trained)]
+    assert weights[0].equal(weights[1]) and not weights[0].equal(weights[2])
