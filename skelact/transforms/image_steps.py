@@ -1,4 +1,4 @@
-"""Steps of :class:`skelact.transforms.images.VideoTransform`: crops, flips, resizing and colours of a batch of frames."""
+"""Steps of :class:`skelact.transforms.images.VideoTransform`: crops, flips, resizing and colours of a batch."""
 
 from __future__ import annotations
 
