@@ -1,4 +1,4 @@
-"""Released checkpoints as state dicts: read without trusting them, and matched name by name."""
+"""Checkpoints that a network begins with: read without trusting them, and matched name by name."""
 
 from __future__ import annotations
 
@@ -108,6 +108,27 @@ def fill(module: torch.nn.Module, state: Mapping[str, Tensor], origin: str, opti
     }
     refuse(origin, type(module).__name__, problems)
     module.load_state_dict({**own, **state})
+
+
+def begin_with(encoders: torch.nn.ModuleDict, source: str) -> None:
+    """Fill encoders with those of the same names in a run of a method of several modalities.
+
+    Args:
+        encoders: by modality.
+        source: the run's directory or its checkpoint.
+
+    Raises:
+        CheckpointError: it has no encoder of one of the names, or one of another shape.
+    """
+    path = Path(source).expanduser()
+    state = read_state(path / "checkpoints" / "last.ckpt" if path.is_dir() else path)
+    for name, encoder in encoders.items():
+        prefix = f"encoders.{name}."
+        own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if not own:
+            there = ", ".join(sorted({key.split(".")[1] for key in state if key.startswith("encoders.")})) or "none"
+            raise CheckpointError(f"method.pretrained={source}: has no encoder of {name} (there are {there})")
+        fill(encoder, own, f"method.pretrained={source}, {name}")
 
 
 def shape_of(state: Mapping[str, Tensor], name: str, dims: int, origin: str) -> tuple[int, ...]:

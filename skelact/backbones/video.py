@@ -29,8 +29,8 @@ class FrameEncoder(nn.Module):
         tag: which weights; pinned, because timm changes its default. None: that default.
         pretrained: `auto`: the weights if they can be had, otherwise random ones with a warning; True: an error instead
             of the warning; False: random.
-        frozen: no gradient, evaluation mode always. Random weights are then the same whatever the seed, so that features
-            of frames extracted once (`data.cache_features`) are those of every such network.
+        frozen: no gradient, evaluation mode always. Random weights are then the same whatever the seed, so that frame
+            features extracted once (`data.cache_features`) are those of every such network.
         chunk: frames at a time where no gradient is needed.
         **options: further arguments of `timm.create_model`.
 

@@ -153,8 +153,9 @@ def measure(config: Mapping[str, Any], media: Mapping[str, Any]) -> dict[str, An
     }
     with tempfile.TemporaryDirectory() as place:
         write_stores(Path(place), config["data"], media, 2 * batch_size, batch_size)
-        own = {"store": f"{place}/made_up", "media_store": None, "name": "made_up", "eval_batch_size": batch_size}
+        own = {"store": f"{place}/made_up", "media_store": None, "name": "made_up", "pipeline": None}
         made_up = {**config["data"], **own, "validation": False, "withhold": {}, "cache_features": False}
+        made_up["eval_batch_size"] = batch_size
         torch.manual_seed(int(config.get("seed", 0)))
         data, method = build_data(made_up), build(node, "method").to(device)
         data.setup("fit")

@@ -154,6 +154,7 @@ def blank(method: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(backbone := made.get("backbone"), Mapping) and "pretrained" in backbone:
         made["backbone"] = {**backbone, "pretrained": None}
     if isinstance(encoders := made.get("encoders"), Mapping):
+        made["pretrained"] = None
         made["encoders"] = {name: _random(node) for name, node in encoders.items()}
     return made
 
@@ -164,8 +165,10 @@ def _random(encoder: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def released(config: Mapping[str, Any]) -> str | None:
-    """The file of released weights that the backbone of a run begins with; one with a checkpoint begins with that."""
-    return None if config.get("checkpoint") else (config["method"].get("backbone") or {}).get("pretrained")
+    """The weights that a run's backbone or encoders begin with; one with a checkpoint begins with that."""
+    method = config["method"]
+    found = (method.get("backbone") or {}).get("pretrained") or ("encoders" in method and method.get("pretrained"))
+    return None if config.get("checkpoint") else found or None
 
 
 def check_types(node: Any, where: str = "config") -> None:

@@ -96,6 +96,7 @@ class ActionMAE(MultiModal):
         preset: `corrected`, or `as_released` for the published code's behaviour; fills options that are None.
         position: see :class:`MultiModal`.
         use_padding_mask: see :class:`MultiModal`.
+        pretrained: see :class:`MultiModal`.
         optimizer: factory.
         scheduler: factory.
         scheduler_interval: see :class:`Learner`.
@@ -135,6 +136,7 @@ class ActionMAE(MultiModal):
         preset: Literal["as_released", "corrected"] = "corrected",
         position: bool | None = None,
         use_padding_mask: bool | None = None,
+        pretrained: str | None = None,
         optimizer: Callable[..., Optimizer] | None = None,
         scheduler: Callable[[Optimizer], Any] | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
@@ -149,7 +151,7 @@ class ActionMAE(MultiModal):
             )
         super().__init__(
             encoders, modalities, num_classes, width, fusion, fusion_depth, num_heads, mlp_ratio, drop, label_smoothing,
-            None, layout, preset, position, use_padding_mask, optimizer, scheduler, scheduler_interval,
+            None, layout, preset, position, use_padding_mask, pretrained, optimizer, scheduler, scheduler_interval,
             exclude_from_decay, seed,
         )  # fmt: skip
         given = {

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from skelact.backbones.fusion import ConcatFusion, LateFusion, SumFusion, TransformerFusion
 from skelact.backbones.modality import ModalityEncoder
+from skelact.backbones.released import begin_with
 from skelact.backbones.temporal import TemporalEncoder
 from skelact.clips import ModalClips, RaggedClips, zero_clips
 from skelact.errors import SkelactError
@@ -54,6 +55,7 @@ class MultiModal(Learner):
         position: sinusoids in the encoders' transformers over time; None: not as released, else as each encoder has it.
         use_padding_mask: frames after the end of short clips, and joints that were not observed, take no part; None:
             likewise.
+        pretrained: a run whose encoders this one begins with, for example of unimodal experts.
         optimizer: factory.
         scheduler: factory.
         scheduler_interval: see :class:`Learner`.
@@ -85,6 +87,7 @@ class MultiModal(Learner):
         preset: Literal["as_released", "corrected"] = "corrected",
         position: bool | None = None,
         use_padding_mask: bool | None = None,
+        pretrained: str | None = None,
         optimizer: Callable[..., Optimizer] | None = None,
         scheduler: Callable[[Optimizer], Any] | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
@@ -102,6 +105,8 @@ class MultiModal(Learner):
             raise SkelactError(f"modalities={list(self.streams)} must be some of {', '.join(encoders)}, each once")
         self.encoders = nn.ModuleDict({name: encoders[name](width=width) for name in self.streams})
         self._switch(position, use_padding_mask)
+        if pretrained is not None:
+            begin_with(self.encoders, pretrained)
         self.groups = {name: self.encoder(name).group for name in self.streams}
         deep = {"depth": fusion_depth, "num_heads": num_heads, "mlp_ratio": mlp_ratio}
         own = deep if fusion == "transformer" else {}
