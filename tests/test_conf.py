@@ -166,6 +166,21 @@ def test_the_published_one_shot_recipe_is_whole():
     assert parameters == 42_466_317 - 1_539 + 512 + 17_827_840
 
 
+@pytest.mark.parametrize("name", ["actionmae", "multimodal"])
+def test_streams_of_skeletons_are_modalities(name):
+    config = composed(f"method={name}", "data=utd_mhad", "backbone=stgcn", "preset=as_released")
+    with torch.device("meta"):
+        method = build(config["method"])
+    assert method.streams == ("joint", "bone", "motion") and set(method.groups.values()) == {"skeleton"}
+    encoders = list(method.encoders.values())
+    assert [encoder.streams for encoder in encoders] == [("joint",), ("bone",), ("motion",)]
+    assert len({id(encoder.backbone) for encoder in encoders}) == 3 and not encoders[0].use_mask
+    assert (config["method"]["optimizer"]["lr"], config["method"]["num_heads"]) == (
+        2.5e-5 if name == "actionmae" else 2e-4,
+        8,
+    )
+
+
 def test_own_configs_are_found(tmp_path, monkeypatch, capsys):
     from skelact.cli import main
 

@@ -203,7 +203,8 @@ class ClassifierProtocol:
         if epochs:
             extra["epochs_chosen"] = epochs
         record, correct = self._record(datamodule, logits["test"], device, extra)
-        record.selection = "val:top1, its epoch" if len(epochs) == len(jobs) else "none, last epoch"
+        chosen = f"{last.method.monitor.replace('/', ':')}, its epoch"
+        record.selection = chosen if len(epochs) == len(jobs) else "none, last epoch"
         record.checkpoint, record.samples_per_s = start.checkpoint, start.samples_per_s
         record.parameters = sum(p.numel() for p in last.method.parameters() if p.requires_grad)
         record.wall_s = sum(found.seconds for found in outcomes)
