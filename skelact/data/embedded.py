@@ -10,10 +10,18 @@ from skelact.data.prepare import prepare_dataset
 from skelact.data.project import HDM052DReader
 from skelact.data.readers.base import Reader
 from skelact.data.readers.hdm05 import HDM05Reader
+from skelact.data.readers.media import MediaReader
+from skelact.data.render import RenderedMedia
 from skelact.data.simulate import HDM05ViewsReader
 from skelact.data.store import CARD, Store, StoreError
 
-EMBEDDED: dict[str, type[Reader]] = {"hdm05": HDM05Reader, "hdm05_views": HDM05ViewsReader, "hdm05_2d": HDM052DReader}
+EMBEDDED: dict[str, type[Reader]] = {
+    "hdm05": HDM05Reader,
+    "hdm05_views": HDM05ViewsReader,
+    "hdm05_2d": HDM052DReader,
+    "hdm05_rendered": HDM05ViewsReader,  # pictures of its clips
+}
+EMBEDDED_MEDIA: dict[str, type[MediaReader]] = {"hdm05_rendered": RenderedMedia}
 
 
 def open_store(path: str | Path, name: str | None = None, progress: bool = False, pipeline: str | None = None) -> Store:
@@ -40,7 +48,9 @@ def open_store(path: str | Path, name: str | None = None, progress: bool = False
 
 
 def open_media(path: str | Path, name: str, modality: str) -> MediaStore:
-    """Open the store of a modality that is no skeleton.
+    """Open the store of a modality that is no skeleton, first making it if it is an embedded dataset's.
+
+    Several processes may call this at once: one prepares, the others wait.
 
     Args:
         path: the store's folder.
@@ -51,6 +61,9 @@ def open_media(path: str | Path, name: str, modality: str) -> MediaStore:
         StoreError: no store there, with the command that makes it; or the store is damaged.
     """
     path = Path(path)
+    reader = EMBEDDED_MEDIA.get(name)
+    if not (path / CARD).is_file() and reader is not None and modality in reader.modalities:
+        prepare_dataset(reader(modality), None, path, only_if_missing=True)
     if not path.exists():
         command = f"skelact prepare data={name} source=FOLDER modalities=[{modality}]"
         raise StoreError(path, f"there is no store of {modality} yet; make it from the original files with: {command}")

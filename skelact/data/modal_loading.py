@@ -7,6 +7,7 @@ Rows of a modality are asked for only for the clips that have it.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -147,6 +148,15 @@ class ImageSource(Source):
     def use(self, features: Path) -> None:
         """Read features of frames from now on."""
         self.features, self._features, self._held = features, None, None
+
+    def look(self) -> str:
+        """A hash of what the transform makes of a picture of noise in evaluation."""
+        if self.transform is None:
+            return ""
+        shape = self.store.read(0, [0]).shape
+        noise = torch.randint(0, 256, (1, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        picture = self.transform.to("cpu")(noise, torch.ones(1, 1, dtype=torch.bool), None).contiguous().numpy()
+        return hashlib.sha256(f"{picture.shape}".encode() + np.round(picture, 3).tobytes()).hexdigest()
 
     def rows(self) -> np.ndarray:
         """Raw frames `(F, H, W, C)` uint8, or features `(F, D)` float16."""

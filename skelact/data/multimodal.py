@@ -146,6 +146,18 @@ class MultiModalDataModule(SkeletonDataModule):
             return get_layout(self._layout)
         return self._ready.layout
 
+    @property
+    def reading(self) -> str:
+        """What, besides the stores, decides about evaluation batches: features that are kept belong to it."""
+        self.setup()
+        images = [
+            source.features.stem if source.features else source.look()
+            for source in self._sources.values()
+            if isinstance(source, ImageSource)
+        ]
+        statistics = (self.split, self.withhold)  # of signals: by the training clips
+        return f"{self._normalize} {self.modalities} {self.frames} {self.signal_frames} {statistics} {images}"
+
     def batches(  # type: ignore[override]
         self,
         part: str,

@@ -281,10 +281,15 @@ def _key(
     facts = [
         space, weights.hexdigest(), repr(network), repr(getattr(method, "sampler", None)), method.layout,
         getattr(method, "use_mask", ""),
-        datamodule.fingerprint, datamodule.layout, getattr(datamodule, "_normalize", None), part, precision,
+        datamodule.fingerprint, datamodule.layout, _reading(datamodule), part, precision,
         _digest(*table.names),
     ]  # fmt: skip
     return _digest(*map(str, facts))
+
+
+def _reading(datamodule: SkeletonDataModule) -> object:
+    """What the clips' features depend on besides the store."""
+    return getattr(datamodule, "reading", None) or getattr(datamodule, "_normalize", None)
 
 
 def _digest(*parts: str) -> str:

@@ -307,8 +307,8 @@ class VideoTransform(nn.Module):
             raise SkelactError(f"data.images: colour={colour!r} is neither null nor jet")
         self.train_steps, self.test_steps = nn.ModuleList(train), nn.ModuleList(test)
         self.consistent, self.colour = consistent, colour
-        self.register_buffer("mean", 255 * torch.tensor(mean), persistent=False)
-        self.register_buffer("std", 255 * torch.tensor(std), persistent=False)
+        self.register_buffer("mean", 255 * torch.tensor(mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std, dtype=torch.float32), persistent=False)
         self.register_buffer("table", torch.from_numpy(jet_table().copy()), persistent=False)
 
     def draw(self, draws: Draws, images: Tensor) -> Params:

@@ -94,7 +94,11 @@ def test_a_file_belongs_to_encoder_transform_and_store(root, monkeypatch):
     _module(root, ["depth"], cache_features=False).attach(_method(depth=_encoder("depth", seed=2)))
     assert len(made) == len(list((root / "toy.depth.features").glob("*.npy"))) == 3
     one = _module(root, ["depth"])
+    plain = one.reading
+    one.attach(_method(depth=_encoder("depth", seed=1)))
+    other = one.reading
     one.attach(_method(depth=_encoder("depth"), again=_encoder("depth")))  # alike: one file serves both
+    assert len({plain, other, one.reading}) == 3  # features of clips must not be taken for one another's
     few = one.variant(batch_size=2)
     assert next(few.batches("test")).parts["depth"].values.ndim == 3 and len(made) == 3
 
