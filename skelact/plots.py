@@ -275,7 +275,8 @@ def confusion(labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[s
 def subset_bars(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], title: str = "") -> Figure:
     """Accuracy of every stream subset: row name -> subset -> (value, low, high) in percent."""
     subsets = list(dict.fromkeys(subset for values in rows.values() for subset in values))
-    figure = _figure(max(6.0, 1.1 * len(subsets) + 1), 4.0)
+    many = len(rows) > 4  # names that would not stand side by side
+    figure = _figure(max(6.0, 1.1 * len(subsets) + 1) + 2.5 * many, 4.0)
     axes = figure.add_subplot()
     width = 0.8 / max(1, len(rows))
     for i, ((name, values), colour) in enumerate(zip(rows.items(), _colours(len(rows)), strict=True)):
@@ -288,5 +289,6 @@ def subset_bars(rows: Mapping[str, Mapping[str, tuple[float, float, float]]], ti
     axes.set(ylabel="top-1 accuracy, %", ylim=(0, 100))
     axes.set_title(title, fontsize=10, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False, ncols=len(rows), loc="lower right", bbox_to_anchor=(1.0, 1.0))
+    place = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if many else {"ncols": len(rows), "loc": "lower right"}
+    axes.legend(fontsize=8, frameon=False, **({"bbox_to_anchor": (1.0, 1.0)} | place))
     return figure

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from skelact.plots import _colours, _figure
-from skelact.plots_robustness import Curve, _head, _line
+from skelact.plots_robustness import Curve, _line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +45,7 @@ def rate_curves(rows: Mapping[str, Curve], chance: float | None = None, title: s
         chance: accuracy of guessing, drawn as a broken line.
         title: printed above.
     """
-    figure = _figure(6.4, 4.6)
+    figure = _figure(8.4, max(4.4, 0.2 * len(rows) + 1))
     axes = figure.add_subplot()
     colours = _colours(max(1, len(rows)))
     handles = {row: _line(axes, curve, c, False) for (row, curve), c in zip(rows.items(), colours, strict=False)}
@@ -53,5 +53,8 @@ def rate_curves(rows: Mapping[str, Curve], chance: float | None = None, title: s
         handles["chance"] = axes.axhline(chance, ls=":", color="#666666", lw=1)
     axes.set(ylim=(0, 100), ylabel="top-1 accuracy, %", xlabel="probability that a stream is missing")
     axes.spines[["top", "right"]].set_visible(False)
-    _head(figure, handles, title)
+    axes.set_title(title, fontsize=9, loc="left")
+    axes.legend(
+        list(handles.values()), list(handles), fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5)
+    )
     return figure

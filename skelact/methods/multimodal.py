@@ -201,7 +201,12 @@ class MultiModal(Learner):
         return self.fusion(torch.where(kept[..., None], tokens, stand_in))
 
     def classify_subsets(
-        self, batch: Clips, subsets: Sequence[Sequence[str]], fill: str | None = None, means: Tensor | None = None
+        self,
+        batch: Clips,
+        subsets: Sequence[Sequence[str]],
+        fill: str | None = None,
+        means: Tensor | None = None,
+        encoded: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Class scores when only some modalities are there; each encoder runs once, the head once for all subsets.
 
@@ -210,6 +215,7 @@ class MultiModal(Learner):
             subsets: S of them, names of modalities.
             fill: how missing ones are stood in for, out of :attr:`fills`; None: the first.
             means: `(M, D)` of :meth:`token_means`, for `mean_token`.
+            encoded: what :meth:`tokens` has made of the batch, where several fills are asked.
 
         Returns:
             `(S, N, C)`; zeros for a clip of which nothing is left.
@@ -222,7 +228,7 @@ class MultiModal(Learner):
             raise SkelactError(f"fill={fill} is none of this method's: {', '.join(self.fills)}")
         table = self._table(subsets, batch.device)
         looked_at = [name for name in self.streams if any(name in subset for subset in subsets)]
-        tokens, present = self.tokens(batch, streams=looked_at)
+        tokens, present = self.tokens(batch, streams=looked_at) if encoded is None else encoded
         kept = (table[:, None] & present).flatten(0, 1)
         many = tokens.expand(len(table), *tokens.shape).flatten(0, 1)
         logits = self.predict(many, kept, fill, self._stand_in(fill, means, tokens))

@@ -209,7 +209,7 @@ class Protocol:
         if "untrained" in self.baselines and encoder == "pretrained" and untrained is not None:
             twin = untrained(seed)
             yield of(f"{name} (untrained)", "untrained", twin.to(device), precision=self.precision)
-        if "raw_pose" in self.baselines and pose_streams(method):
+        if "raw_pose" in self.baselines and set(pose_streams(method)) & set(asked or method.streams):
             yield of("raw pose", "raw_pose", method)
 
 

@@ -44,10 +44,11 @@ def chosen_fills(subject: Subject, asked: Sequence[str] | None) -> tuple[str, ..
         SkelactError: one that it does not know.
     """
     known = known_fills(subject)
-    if subject.encoder == "raw_pose" or len(subject.method.streams) < 2:
-        return known[:1]
+    if subject.encoder == "raw_pose":
+        return known
     if asked is None:
-        return known if hasattr(subject.method, "classify_subsets") else known[:1]
+        several = hasattr(subject.method, "classify_subsets") and len(subject.method.streams) > 1
+        return known if several else known[:1]
     unknown = [fill for fill in asked if fill not in known]
     if unknown:
         kind = type(subject.method).__name__
@@ -73,9 +74,11 @@ def classified(subject: Subject, wanted: Sequence[Subset], fills: Sequence[str])
     for batch in data.batches("test", device=device):
         available.append(method.available(batch))
         answered = (table[:, None] & available[-1]).any(2)
+        with amp:  # encoders of modalities run once for all fills
+            shared = {"encoded": method.tokens(batch)} if hasattr(method, "tokens") else {}
         for fill in fills:
             with amp:
-                found = method.classify_subsets(batch, wanted, fill, means).float()
+                found = method.classify_subsets(batch, wanted, fill, means, **shared).float()
             for rows, hit in zip(right[fill], hits(found, batch.label, answered), strict=True):
                 rows.append(hit)
             if fill == fills[0]:

@@ -401,3 +401,18 @@ def test_sizes_are_the_released_ones():
         ):
             method = cls(images, ("rgb", "depth"), 60, fusion=fusion, preset="as_released")
             assert sum(p.numel() for p in method.parameters()) == expected - 2 * 513_000  # heads for ImageNet's classes
+
+
+def test_encoders_begin_with_those_of_a_run(tmp_path):
+    experts = make("late")
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter)
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"state_dict": experts.state_dict()}, tmp_path / "checkpoints" / "last.ckpt")
+    method = make("actionmae", ("skeleton", "rgb"), pretrained=str(tmp_path))  # other names, in another order
+    for name in method.streams:
+        close(dict(method.encoder(name).state_dict()), dict(experts.encoder(name).state_dict()), rtol=0, atol=0)
+    with pytest.raises(SkelactError, match=r"has no encoder of joint \(there are inertial, rgb, skeleton\)"):
+        make("sum", ("joint",), pretrained=str(tmp_path))
+    with pytest.raises(SkelactError, match="inertial: does not match SignalEncoder: misshaped"):
+        make("sum", ("inertial",), width=16, pretrained=str(tmp_path))
