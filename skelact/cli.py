@@ -64,6 +64,9 @@ def _dispatch(arguments: list[str]) -> int:
     arguments = arguments if command == "run" else arguments[1:]
     if command == "benchmark" and arguments and not arguments[0].startswith("-") and "=" not in arguments[0]:
         arguments[0] = f"kind={arguments[0]}"
+    several = ("method=actionmae", "method=multimodal")  # they are for several modalities, the usual data have one
+    if command == "benchmark" and any(a in several for a in arguments) and not any(a[:5] == "data=" for a in arguments):
+        arguments.append("data=hdm05_rendered")
     if arguments and not arguments[0].startswith("-") and "=" not in arguments[0] and arguments[0][:1].isalpha():
         from skelact.engine.messages import unknown_command
 

@@ -29,8 +29,8 @@ def picture(number: int, height: int, width: int) -> np.ndarray:
     centre = width * (0.2 + 0.006 * number)
     body = ((x - centre) / (0.05 * width)) ** 2 + ((y - 0.55 * height) / (0.35 * height)) ** 2 < 1
     image[body] = (60, 40, 120)
-    noise = generator.normal(0, 3, (height // 2, width // 2, 1)).repeat(2, 0).repeat(2, 1)
-    return np.clip(image + noise, 0, 255).astype(np.uint8)
+    noise = generator.normal(0, 3, (-(-height // 2), -(-width // 2), 1)).repeat(2, 0).repeat(2, 1)
+    return np.clip(image + noise[:height, :width], 0, 255).astype(np.uint8)
 
 
 def write_originals(folder: Path, frames: int, height: int, width: int) -> tuple[Path, Path]:

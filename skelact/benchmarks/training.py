@@ -17,8 +17,6 @@ from torch import Tensor
 
 from skelact.clips import RaggedClips
 
-_PARTS = ("data", "augmentation", "forward", "backward", "optimiser")
-
 
 def made_up_clips(
     count: int, persons: int, joints: int, channels: int, device: torch.device, seed: int = 0
@@ -41,53 +39,75 @@ def peak_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float =
     """FLOP/s of a large square matrix product, the machine's practical ceiling (2 FLOPs a multiply-add)."""
     size = 4096 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    per_call = _time(lambda: torch.mm(a, b), device, seconds)
+    per_call = spent_by(lambda: torch.mm(a, b), device, seconds)
     return 2.0 * size**3 / per_call
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _time(function: Callable[[], Any], device: torch.device, seconds: float) -> float:
+def spent_by(function: Callable[[], Any], device: torch.device, seconds: float) -> float:
     """Seconds a call takes, after a warm-up."""
     function()
-    _synchronise(device)
+    synchronise(device)
     calls, begin = 0, time.perf_counter()
     while time.perf_counter() - begin < seconds:
         for _ in range(4 if device.type == "cuda" else 1):
             function()
             calls += 1
-        _synchronise(device)
+        synchronise(device)
     return (time.perf_counter() - begin) / calls
 
 
-class _Step:
+class Step:
     """One training step in its parts, with or without a clock between them."""
 
-    def __init__(self, method: Any, clips: RaggedClips, batch_size: int, precision: str, device: torch.device) -> None:
-        self.method, self.clips, self.batch_size, self.device = method, clips, batch_size, device
+    parts: tuple[str, ...] = ()
+
+    def __init__(self, method: Any, precision: str, device: torch.device) -> None:
+        self.method, self.device = method, device
         optimizer = method.configure_optimizers()
         self.optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
         kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
         self.autocast: Callable[[], Any] = (
             (lambda: torch.autocast(device.type, kind)) if kind is not None else contextlib.nullcontext
         )
-        self.generator = torch.Generator().manual_seed(0)
-        self.spent = dict.fromkeys(_PARTS, 0.0)
+        self.spent = dict.fromkeys(self.parts, 0.0)
         self.timed = False
 
     @contextlib.contextmanager
     def part(self, name: str) -> Any:
+        """What is done inside counts as that part of the step."""
         if not self.timed:
             yield
             return
-        _synchronise(self.device)
+        synchronise(self.device)
         begin = time.perf_counter()
         yield
-        _synchronise(self.device)
+        synchronise(self.device)
         self.spent[name] += time.perf_counter() - begin
+
+    def descend(self, loss: Tensor) -> None:
+        """Backward and optimiser."""
+        with self.part("backward"):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        with self.part("optimiser"):
+            self.optimizer.step()
+
+
+class _SkeletonStep(Step):
+    """On clips that lie on the device."""
+
+    parts = ("data", "augmentation", "forward", "backward", "optimiser")
+
+    def __init__(self, method: Any, clips: RaggedClips, batch_size: int, precision: str, device: torch.device) -> None:
+        super().__init__(method, precision, device)
+        self.clips, self.batch_size = clips, batch_size
+        self.generator = torch.Generator().manual_seed(0)
 
     def batch(self) -> RaggedClips:
         rows = torch.randperm(len(self.clips), generator=self.generator)[: self.batch_size]
@@ -105,11 +125,7 @@ class _Step:
                 loss = self.method.training_step(batch, 0)["loss"]
         finally:
             self.method.views = given
-        with self.part("backward"):
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-        with self.part("optimiser"):
-            self.optimizer.step()
+        self.descend(loss)
         return loss
 
 
@@ -135,9 +151,9 @@ def measure(config: Mapping[str, Any]) -> dict[str, Any]:
     method = build(config["method"], "method").to(device).train()
     joints = method.layout.num_joints
     clips = made_up_clips(max(4 * batch_size, 256), int(data["persons"]), joints, int(data["channels"]), device)
-    step = _Step(method, clips, batch_size, precision, device)
+    step = _SkeletonStep(method, clips, batch_size, precision, device)
 
-    whole = _time(step, device, seconds)
+    whole = spent_by(step, device, seconds)
     step.timed, steps = True, max(3, int(seconds / 2 / whole))
     for _ in range(steps):
         step()
@@ -149,10 +165,8 @@ def measure(config: Mapping[str, Any]) -> dict[str, Any]:
     dtype = torch.float32 if precision.startswith("32") else torch.bfloat16
     peak = peak_matmul_flops(device, dtype, min(seconds, 2.0))
     batch = step.batch()
-    singly = (
-        _time(lambda: [method.views(batch.select(batch.index.new_tensor([i]))) for i in range(8)], device, seconds / 5)
-        / 8
-    )
+    ones = [batch.select(batch.index.new_tensor([i])) for i in range(8)]
+    singly = spent_by(lambda: [method.views(one) for one in ones], device, seconds / 5) / 8
     numbers: dict[str, Any] = {
         "method": type(method).__name__,
         "device": torch.cuda.get_device_name(device)
@@ -177,7 +191,7 @@ def measure(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _straightforward(method: Any, step: _Step, device: torch.device, seconds: float) -> dict[str, float]:
+def _straightforward(method: Any, step: _SkeletonStep, device: torch.device, seconds: float) -> dict[str, float]:
     """The same step written down plainly, given its views; nothing where a method has no such form."""
     from skelact.methods.umurl import UmURL
 
@@ -197,4 +211,4 @@ def _straightforward(method: Any, step: _Step, device: torch.device, seconds: fl
         loss.backward()
         optimizer.step()
 
-    return {"straightforward step without augmentation, ms": 1e3 * _time(plain_step, device, seconds)}
+    return {"straightforward step without augmentation, ms": 1e3 * spent_by(plain_step, device, seconds)}

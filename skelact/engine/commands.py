@@ -173,7 +173,12 @@ def benchmark(cfg: DictConfig) -> int:
     from rich.console import Console
 
     kind = str(cfg.kind)
-    if kind == "method":
+    if kind == "method" and "modalities" in cfg.data:
+        from skelact.benchmarks.multimodal import measure as measure_modalities
+
+        media: Any = OmegaConf.to_container(cfg.data.media, resolve=True)
+        numbers = measure_modalities(_resolved(cfg), media)
+    elif kind == "method":
         from skelact.benchmarks.training import measure
 
         numbers = measure(_resolved(cfg))

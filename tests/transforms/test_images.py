@@ -160,7 +160,7 @@ def test_evaluation_draws_nothing_and_chunks_do_not_matter(monkeypatch):
     assert torch.equal(_small()(images, mask), _small()(images, mask))
     draws = Draws(1, 0, torch.arange(3))
     whole = _small()(images, mask, draws)
-    monkeypatch.setattr("skelact.transforms.images._PIXELS", {"cpu": 250})
+    monkeypatch.setattr("skelact.transforms.image_steps._PIXELS", {"cpu": 250})
     assert torch.equal(_small()(images, mask, draws), whole)
 
 
