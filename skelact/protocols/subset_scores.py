@@ -175,7 +175,8 @@ class SubsetScores:
                 metrics[f"drop/{name}"] = float(difference.mean())
                 found = repeated_interval(difference, self.groups, bounds=(-100.0, 100.0))
                 ci95[f"drop/{name}"], extra["ci95_clips"][f"drop/{name}"] = found.both, list(found.clips)
-                metrics[f"drop_percent/{name}"] = 100.0 * metrics[f"drop/{name}"] / max(metrics[f"top1/{whole}"], 1e-9)
+                if metrics[f"top1/{whole}"] > 0:
+                    metrics[f"drop_percent/{name}"] = 100.0 * metrics[f"drop/{name}"] / metrics[f"top1/{whole}"]
         metrics |= {f"mean_class/{subset_name(s)}": self._by_class(i) for i, s in enumerate(self.subsets)}
         if unanswered := self.unanswered():
             extra["unanswered"] = unanswered

@@ -41,6 +41,8 @@ def test_numbers_by_hand():
     }  # fmt: skip
     assert metrics == pytest.approx(expected)
     assert extra["worst"] == "depth" and "unanswered" not in extra and "skipped" not in extra
+    nothing, _, _ = table(np.zeros((3, 1, 2))).summary()  # nothing to lose: no share of it
+    assert nothing["drop/depth"] == 0 and not any(name.startswith("drop_percent") for name in nothing)
     assert ci95["drop/depth"][0] < 50 < ci95["drop/depth"][1] and "drop/depth" in extra["ci95_clips"]
 
 
