@@ -252,3 +252,8 @@ def zero_clips(count: int, shape: Sequence[int], like: Tensor) -> RaggedClips | 
         return Frames(values, torch.ones(count, shape[0], dtype=torch.bool, device=like.device))
     row = torch.arange(count, device=like.device)
     return RaggedClips(values, row, torch.ones_like(row), torch.full_like(row, -1), row)
+
+
+def spread(x: Tensor, rows: Tensor, count: int) -> Tensor:
+    """`(n, ...)` at n of `count` rows, zeros at the others."""
+    return x.new_zeros(count, *x.shape[1:]).index_copy(0, rows, x)

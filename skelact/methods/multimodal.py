@@ -19,7 +19,7 @@ from skelact.backbones.fusion import ConcatFusion, LateFusion, SumFusion, Transf
 from skelact.backbones.modality import ModalityEncoder
 from skelact.backbones.released import begin_with
 from skelact.backbones.temporal import TemporalEncoder
-from skelact.clips import ModalClips, RaggedClips, zero_clips
+from skelact.clips import ModalClips, RaggedClips, spread, zero_clips
 from skelact.errors import SkelactError
 from skelact.methods.base import Learner
 from skelact.methods.modulation import coefficients, scale_gradients
@@ -179,7 +179,7 @@ class MultiModal(Learner):
             if (part := batch.parts.get(encoder.source)) is not None:
                 rows = batch.rows(encoder.source)
                 token = encoder(part, None if draws is None else draws.rows(rows))
-                made[name] = _spread(token, rows, len(batch))
+                made[name] = spread(token, rows, len(batch))
         zeros = torch.zeros(len(batch), self.width, device=batch.device)
         return torch.stack([made.get(name, zeros) for name in self.streams], 1), self.available(batch, streams)
 
@@ -290,7 +290,7 @@ class MultiModal(Learner):
             if isinstance(part := batch.parts.get(encoder.source), RaggedClips):
                 views, mask = encoder.sampler(part, None)  # type: ignore[operator]
                 rows = batch.rows(encoder.source)
-                return _spread(views, rows, len(batch)), None if mask is None else _spread(mask, rows, len(batch))
+                return spread(views, rows, len(batch)), None if mask is None else spread(mask, rows, len(batch))
         raise SkelactError(f"no skeleton among modalities {', '.join(self.streams)} of these clips")
 
     def derive(
@@ -396,8 +396,3 @@ class MultiModal(Learner):
         if self._trainer is not None:
             found = {"val/loss": loss, "val/top1": 100 * top1, "val/mean_top1": 100 * mean}
             self.log_dict(found, sync_dist=True)
-
-
-def _spread(x: Tensor, rows: Tensor, count: int) -> Tensor:
-    """`(n, ...)` at n of `count` rows, zeros at the others."""
-    return x.new_zeros(count, *x.shape[1:]).index_copy(0, rows, x)

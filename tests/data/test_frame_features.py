@@ -35,7 +35,11 @@ _WIDTH = 96
 def _encoder(source, seed=0, frozen=True):
     torch.manual_seed(seed)
     network = {"name": "test_resnet", "tag": None, "pretrained": False}  # timm's smallest
-    return ImageEncoder(width=8, source=source, **network, frozen=frozen, depth=1, num_heads=1).eval()
+    encoder = ImageEncoder(width=8, source=source, **network, frozen=frozen, depth=1, num_heads=1).eval()
+    with torch.no_grad():
+        for weight in encoder.frames.parameters():  # frozen random ones are all alike
+            weight += 0.01 * seed
+    return encoder
 
 
 def _method(**encoders):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skelact.data.readers import nw_ucla, utd_mhad
@@ -68,6 +68,7 @@ def test_nw_ucla_and_utd_rules_give_the_published_sides():
 _names = st.lists(st.text("abcdefgh0123", min_size=1, max_size=6), min_size=1, max_size=60, unique=True)
 
 
+@settings(deadline=None)
 @given(names=_names, seed=st.integers(0, 2**32 - 1), draw=st.integers(0, 3), data=st.data())
 def test_label_lists_do_not_depend_on_order(names, seed, draw, data):
     labels = np.array([sum(map(ord, name)) % 4 for name in names])
