@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,20 @@ def thaw(cfg: Any, overrides: Sequence[str]) -> dict[str, Any]:
                 f"{key}=... cannot be changed on resume: the run continues with its own config.yaml; "
                 f"only {' and '.join(MAY_CHANGE)} may be given (start a new run for anything else)"
             )
+    return continued(frozen, run_dir)
+
+
+def continued(frozen: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
+    """A frozen config that goes on from the last checkpoint of its run.
+
+    Raises:
+        ConfigError: the checkpoint is another run's.
+    """
     card = read(find(run_dir))[KEY]
     if card["config"]["method"] != frozen["method"]:
         raise ConfigError(f"{run_dir}: config.yaml and checkpoints/last.ckpt describe different methods")
-    frozen["run_dir"], frozen["resume"] = str(run_dir), str(run_dir)
-    frozen["logger_id"] = card.get("logger_id")
-    return frozen
+    place = {"run_dir": str(run_dir), "resume": str(run_dir), "logger_id": card.get("logger_id")}
+    return {**frozen, **place}
 
 
 class Position:
