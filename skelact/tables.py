@@ -312,9 +312,9 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def paired_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Paired tests of two runs for the terminal; no cell is wrapped."""
     note = (
-        "top1 of each row's scores (of several heads: of their mean) in percent; difference: first - second, with the 95 % "
-        "interval of a bootstrap of whole recordings; p: exact McNemar test of single clips, not corrected for the number "
-        "of rows, and too small where recordings have several clips: there the interval decides"
+        "top1 of each row's scores (of several heads: of their mean) in percent; difference: first - second, with the "
+        "95 % interval of a bootstrap of whole recordings; p: exact McNemar test of single clips, not corrected for "
+        "the number of rows, and too small where recordings have several clips: there the interval decides"
     )
     table = _new_table(title, [note])
     for name in header:
@@ -333,18 +333,10 @@ def csv_text(records: Sequence[Record]) -> str:
     write = csv.writer(out, lineterminator="\n").writerow
     extra = ("labels", "head", "streams")
     numbers = ("metric", "value", "low", "high")
-    write(["protocol", "data", "split", "method", "setting", *extra, "fusion", "seed", "selection", *numbers])
+    write(["protocol", "data", "split", "method", *extra, "fusion", "setting", "seed", "selection", *numbers])
     for r in records:
         seeds = " ".join(map(str, r.extra.get("seeds", [r.seed])))
-        setting = [
-            r.protocol,
-            r.data,
-            r.split,
-            r.method,
-            setting_words(r),
-            *(r.extra.get(key, "") for key in extra),
-            _fusion(r),
-        ]
+        setting = [r.protocol, r.data, r.split, r.method, *(r.extra.get(key, "") for key in extra), _fusion(r)]
         for name, value in r.metrics.items():
-            write([*setting, seeds, r.selection, name, value, *r.ci95.get(name, ("", ""))])
+            write([*setting, setting_words(r), seeds, r.selection, name, value, *r.ci95.get(name, ("", ""))])
     return out.getvalue()
