@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from omegaconf import OmegaConf
 
 from skelact.engine.checkpoint import KEY, find, read
@@ -95,8 +96,23 @@ class ContinuingLoader:
         """See :meth:`state_dict`."""
 
 
+class NextEpoch(pl.Callback):
+    """A run that stopped at an epoch's last batch begins the next epoch.
+
+    Lightning (2.6) counts the old epoch as done, but takes the next for its rest: hooks of its start are not called,
+    and the counter of begun epochs stays one behind, so that the run could not be continued a second time.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called after the counters have been restored."""
+        epochs: Any = trainer.fit_loop.epoch_progress.total
+        if trainer.fit_loop.restarted_mid_epoch and epochs.processed == epochs.started:
+            trainer.fit_loop.reset_restart_stage()
+
+
 def continue_loaders(trainer: Any, datamodule: Any) -> None:
     """Make the datamodule's training loader begin where the restored trainer stands."""
+    trainer.callbacks.append(NextEpoch())
     original = datamodule.train_dataloader
 
     def train_dataloader() -> Any:
