@@ -139,7 +139,7 @@ def _apart(group: Sequence[Found]) -> list[tuple[dict[str, Any], list[Record]]]:
 def _telling(facts: Sequence[Mapping[str, Any]]) -> list[str]:
     """Keys that tell apart everything that all keys together tell apart."""
     keys: list[str] = []
-    varied = {key for one in facts for key in one if len(_parts(facts, [key])) > 1}
+    varied = [key for key in {key for one in facts for key in one} if len(_parts(facts, [key])) > 1]
     for key in sorted(varied, key=lambda k: (k.count("."), len(k), k)):
         if len(_parts(facts, [*keys, key])) > len(_parts(facts, keys)):
             keys.append(key)
