@@ -183,7 +183,13 @@ def _average(runs: Sequence[Record], setting: Mapping[str, Any]) -> Record:
     first.extra["ci95_seeds"] = {k: t_interval([r.metrics[k] for r in latest]) for k in names}
     clips = [r.extra.get("ci95_clips", {}) for r in latest]
     first.ci95 = {
-        k: _widened(first.metrics[k], first.extra["ci95_seeds"][k], [c[k] for c in clips if k in c]) for k in names
+        k: _widened(
+            first.metrics[k],
+            first.extra["ci95_seeds"][k],
+            [c[k] for c in clips if k in c],
+            -100.0 * k.startswith("drop/"),
+        )
+        for k in names
     }
     others = [r.extra.get("differences", {}) for r in latest]
     shared = [name for name in others[0] if all(name in o for o in others)]
@@ -195,13 +201,15 @@ def _average(runs: Sequence[Record], setting: Mapping[str, Any]) -> Record:
     return first
 
 
-def _widened(middle: float, seeds: tuple[float, float], clips: Sequence[Sequence[float]]) -> tuple[float, float]:
+def _widened(
+    middle: float, seeds: tuple[float, float], clips: Sequence[Sequence[float]], least: float = 0.0
+) -> tuple[float, float]:
     """The interval over seeds and, in quadrature, the runs' mean clip interval: all were tested on the same clips."""
     if not clips:
         return seeds
     below, above = (np.mean([abs(c[k] - sum(c) / 2) for c in clips]) for k in (0, 1))
     spread = seeds[1] - middle
-    return max(0.0, middle - math.hypot(spread, below)), min(100.0, middle + math.hypot(spread, above))
+    return max(least, middle - math.hypot(spread, below)), min(100.0, middle + math.hypot(spread, above))
 
 
 def _average_difference(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
