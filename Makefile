@@ -62,7 +62,7 @@ build: setup  ## Build the wheel and the source archive into dist/
 	$(BIN)/python -m build --no-isolation
 
 lock: setup  ## Pin the newest versions again
-	$(UV) pip compile --quiet --universal --python-version 3.11 --all-extras --output-file requirements.lock pyproject.toml
+	$(UV) pip compile --quiet --universal --python-version 3.11 --extra joblib --extra submitit --extra hdf5 --extra dev --output-file requirements.lock pyproject.toml
 
 clean:  ## Remove what the targets above made (runs and prepared stores stay)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

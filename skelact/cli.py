@@ -15,7 +15,8 @@ from typing import Any
 COMMANDS = ("prepare", "info", "benchmark", "plot", "predict", "results")
 #: After Ctrl-C.
 _CONTINUE = {
-    "run": "; a training run continues with: skelact resume=RUN_DIR",
+    "run": "; a training run continues with: skelact resume=RUN_DIR, a sweep with the same command, run_dir=FOLDER and "
+    "skip_finished=true",
     "prepare": "; the same command goes on where this one stopped",
 }
 
@@ -93,18 +94,19 @@ def _hydra(command: str, arguments: list[str]) -> int:
     if command == "run" and resume not in ("", "null") and not any(a.startswith("run_dir=") for a in arguments):
         arguments = [*arguments, f"run_dir={resume}"]
     job = _Job(task)
-    # joblib sends the task of a sweep to other processes: there it must be the plain function.
-    sweeping = any(a in ("-m", "--multirun") or a.startswith(("sweep=", "hydra.mode=")) for a in arguments)
     with _as_command_line(["skelact", *arguments]):
         name = "config" if command == "run" else command
-        hydra.main(version_base="1.3", config_path="pkg://skelact.conf", config_name=name)(task if sweeping else job)()
+        hydra.main(version_base="1.3", config_path="pkg://skelact.conf", config_name=name)(job)()
     if job.error is not None:
         raise job.error
     return job.result if command != "run" and isinstance(job.result, int) else 0
 
 
 class _Job:
-    """Keeps what a task returned or raised: Hydra would print the whole command line above the error."""
+    """Keeps what a task returned or raised: Hydra would print the whole command line above the error.
+
+    Not in a sweep: its jobs may run in other processes, and Hydra collects what they raise itself.
+    """
 
     def __init__(self, task: Callable[[Any], Any]) -> None:
         self.task = task
@@ -116,6 +118,11 @@ class _Job:
         try:
             self.result = self.task(cfg)
         except Exception as error:
+            from hydra.core.hydra_config import HydraConfig
+            from hydra.types import RunMode
+
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
             self.error = error
         return self.result
 

@@ -1,104 +1,17 @@
-"""Records of runs as tables: gathered over seeds, for the terminal, for Markdown, for spreadsheets."""
+"""Records of runs as tables: for the terminal, for Markdown, for spreadsheets."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from skelact.results import Record, ResultsError, read_records, t_interval
+from skelact.results import Record
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
-
-
-def gather_results(directories: Sequence[str | Path]) -> list[Record]:
-    """Collect runs, and average those that differ in nothing but the seed.
-
-    Args:
-        directories: run directories or folders of them; every `results.json` below is read.
-
-    Returns:
-        One record per setting: metrics are means over seeds, `ci95` t-intervals over seeds where there are at least
-        two, in quadrature with the clip intervals (else the run's own), `extra["seeds"]` the seeds.
-
-    Raises:
-        ResultsError: a directory does not exist or holds no results.
-    """
-    groups: dict[tuple[Any, ...], list[Record]] = {}
-    for directory in map(Path, directories):
-        files = sorted(directory.rglob("results.json")) if directory.is_dir() else [directory]
-        if not files:
-            raise ResultsError(f"{directory}: no results.json below it; give the directory of a run")
-        for record in (r for f in files for r in read_records(f)):
-            groups.setdefault(_setting(record), []).append(record)
-    return [_average(runs) for runs in groups.values()]
-
-
-_SETTING = (
-    "labels", "head", "fill", "suite", "reference", "encoder",
-    "steps", "recipe", "streams", "fusion", "fuse", "space", "temperature", "weights",
-    "novel", "part",
-)  # fmt: skip
-
-
-def _setting(record: Record) -> tuple[Any, ...]:
-    fitted = "val:weights" in record.selection  # then weights are a finding, and differ between seeds
-    extra = tuple(str(record.extra.get(k)) for k in _SETTING if not (fitted and k == "weights"))
-    return (record.protocol, record.method, record.data, record.split, record.selection, record.fingerprint, *extra)
-
-
-def _average(runs: list[Record]) -> Record:
-    first = Record.from_dict(runs[0].to_dict())
-    seeds = [r.seed for r in runs]
-    first.extra["seeds"] = seeds
-    if len(set(seeds)) < 2:
-        return Record.from_dict(runs[-1].to_dict() | {"seeds": seeds[-1:]})  # the same run twice: the later one
-    latest = list({r.seed: r for r in runs}.values())
-    names = [k for k in first.metrics if all(k in r.metrics for r in latest)]
-    first.metrics = {k: float(np.mean([r.metrics[k] for r in latest])) for k in names}
-    first.extra["ci95_seeds"] = {k: t_interval([r.metrics[k] for r in latest]) for k in names}
-    clips = [r.extra.get("ci95_clips", {}) for r in latest]
-    first.ci95 = {
-        k: _widened(
-            first.metrics[k],
-            first.extra["ci95_seeds"][k],
-            [c[k] for c in clips if k in c],
-            -100.0 * k.startswith("drop/"),
-        )
-        for k in names
-    }
-    others = [r.extra.get("differences", {}) for r in latest]
-    shared = [name for name in others[0] if all(name in o for o in others)]
-    first.extra["differences"] = {name: _average_difference([o[name] for o in others]) for name in shared}
-    own = [key for key in ("weights", "run", "runs") if any(r.extra.get(key) != runs[0].extra.get(key) for r in latest)]
-    for key in ("ci95_clips", "std", "repetitions", "lr", *own, *(() if shared else ("differences",))):
-        first.extra.pop(key, None)  # of one run
-    first.seed, first.checkpoint, first.extra["seeds"] = None, None, [r.seed for r in latest]
-    return first
-
-
-def _widened(
-    middle: float, seeds: tuple[float, float], clips: Sequence[Sequence[float]], least: float = 0.0
-) -> tuple[float, float]:
-    """The interval over seeds and, in quadrature, the runs' mean clip interval: all were tested on the same clips."""
-    if not clips:
-        return seeds
-    below, above = (np.mean([abs(c[k] - sum(c) / 2) for c in clips]) for k in (0, 1))
-    spread = seeds[1] - middle
-    return max(least, middle - math.hypot(spread, below)), min(100.0, middle + math.hypot(spread, above))
-
-
-def _average_difference(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    values = [f["difference"] for f in found]
-    middle, half = float(np.mean(values)), float(np.mean([(f["ci95"][1] - f["ci95"][0]) / 2 for f in found]))
-    reach = math.hypot(t_interval(values)[1] - middle, half)
-    return {"metric": found[0]["metric"], "difference": middle, "ci95": [middle - reach, middle + reach]}
 
 
 def _by_labels(records: Sequence[Record]) -> list[Record]:
@@ -148,6 +61,8 @@ def _telling(records: Sequence[Record]) -> dict[str, Callable[[Record], str]]:
     """
     asked = {r.extra.get("streams") for r in records if r.extra.get("encoder") != "raw_pose"}
     columns: dict[str, Callable[[Record], str]] = {}
+    if any("setting" in r.extra for r in records):
+        columns["setting"] = setting_words
     if len(asked) > 1:
         columns["streams"] = lambda r: str(r.extra.get("streams", ""))
     if any(_fusion(r) for r in records):
@@ -183,6 +98,16 @@ def _brief(record: Record, corruptions: bool | None = None) -> Record:
     )
 
 
+def setting_words(record: Record) -> str:
+    """`method.optimizer.lr=0.001`: what tells a record of a sweep from the others."""
+    values = record.extra.get("setting", {})
+    return " ".join(f"{key}={'null' if value is None else value}" for key, value in values.items())
+
+
+def _who(record: Record) -> str:
+    return f"{record.method} {setting_words(record)}".rstrip()
+
+
 def _fusion(record: Record) -> str:
     """`late 0.6/0.6/0.4`: how streams or runs were joined, weights in the order of the single rows."""
     kind, weights = str(record.extra.get("fusion", "")), record.extra.get("weights")
@@ -204,7 +129,7 @@ def differences(records: Sequence[Record]) -> list[str]:
             low, high = d["ci95"]
             which = ", ".join(f"{key} {r.extra[key]}" for key in ("labels", "head", "fill") if key in r.extra)
             what = f"{which}, {d['metric']}"
-            who = f"{r.method} {r.extra.get('streams', '')}" if streams else r.method
+            who = f"{_who(r)} {r.extra.get('streams', '')}" if streams else _who(r)
             lines.append(f"{what}: {who} - {other}: {d['difference']:+.1f} [{low:.1f}, {high:.1f}]")
     return lines
 
@@ -239,7 +164,7 @@ def _corruption_rows(records: Sequence[Record]) -> tuple[list[str], list[list[st
     """Header and cells of each corruption's mean over severities; columns: methods and fills."""
     each = [_brief(r, corruptions=True) for r in records]
     names = dict.fromkeys(name for r in each for name in r.metrics)
-    header = ["corruption", *(f"{r.method}, {r.extra.get('fill', '')}" for r in each)]
+    header = ["corruption", *(f"{_who(r)}, {r.extra.get('fill', '')}" for r in each)]
     return header, [[name, *(_cell(r, name, short=True) for r in each)] for name in names]
 
 
@@ -287,7 +212,17 @@ def _plain_table(title: str, records: Sequence[Record]) -> Table:
     table = _new_table(title, notes)
     for i, name in enumerate(header):
         if i not in drop:
-            words = name in ("method", "streams", "fusion", "selection", "labels", "head", "fill", "worst is")
+            words = name in (
+                "method",
+                "setting",
+                "streams",
+                "fusion",
+                "selection",
+                "labels",
+                "head",
+                "fill",
+                "worst is",
+            )
             table.add_column(name, justify="left" if words else "right", no_wrap=True)
     at = header.index("labels") if "labels" in header else None
     for number, row in enumerate(rows):
@@ -315,13 +250,17 @@ def _new_table(title: str, notes: Sequence[str]) -> Table:
 
 
 def print_tables(records: Sequence[Record], console: Console) -> None:
-    """Print one table per protocol, at least 140 columns wide.
+    """Print one table per protocol."""
+    print_wide(rich_tables(records), console)
+
+
+def print_wide(tables: Sequence[Table], console: Console) -> None:
+    """Print tables at least 140 columns wide.
 
     A narrow terminal breaks the lines itself; cells cut to fit would lose numbers.
     """
     from rich.measure import Measurement
 
-    tables = rich_tables(records)
     room = console.options.update(max_width=1000)
     console.width = max(console.width, 140, *(Measurement.get(console, room, table).maximum for table in tables))
     for table in tables:
@@ -340,15 +279,35 @@ def markdown(records: Sequence[Record]) -> str:
 
             tables += [found for found in [rate_rows(own)] if found[1]]
         for header, rows in tables:
-            lines = ["| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows]]
-            parts.append("\n".join(lines))
+            parts.append(markdown_table(header, rows))
         if paired := differences(own):
             parts.append("Paired over clips and repetitions:\n\n" + "\n".join(f"- {line}" for line in paired))
     return "\n\n".join(parts) + "\n"
 
 
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells as a Markdown table."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (header, ["---"] * len(header), *rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def paired_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Paired tests of two runs for the terminal; no cell is wrapped."""
+    note = (
+        "top1 of each row's scores (of several heads: of their mean) in percent; difference: first - second, with the "
+        "95 % interval of a bootstrap of whole recordings; p: exact McNemar test of single clips, not corrected for "
+        "the number of rows, and too small where recordings have several clips: there the interval decides"
+    )
+    table = _new_table(title, [note])
+    for name in header:
+        table.add_column(name, justify="left" if name == "scores" else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
 def csv_text(records: Sequence[Record]) -> str:
-    """The records as CSV with one line per metric: setting, metric, value, low, high."""
+    """The records as CSV with one line per metric: setting, seeds, metric, value, low, high."""
     import csv
     import io
 
@@ -356,9 +315,10 @@ def csv_text(records: Sequence[Record]) -> str:
     write = csv.writer(out, lineterminator="\n").writerow
     extra = ("labels", "head", "fill", "streams")
     numbers = ("metric", "value", "low", "high")
-    write(["protocol", "data", "split", "method", *extra, "fusion", "seed", "selection", *numbers])
+    write(["protocol", "data", "split", "method", *extra, "fusion", "setting", "seed", "selection", *numbers])
     for r in records:
+        seeds = " ".join(map(str, r.extra.get("seeds", [r.seed])))
         setting = [r.protocol, r.data, r.split, r.method, *(r.extra.get(key, "") for key in extra), _fusion(r)]
         for name, value in r.metrics.items():
-            write([*setting, r.seed, r.selection, name, value, *r.ci95.get(name, ("", ""))])
+            write([*setting, setting_words(r), seeds, r.selection, name, value, *r.ci95.get(name, ("", ""))])
     return out.getvalue()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from skelact.results import Record
-from skelact.tables import _cell, _new_table, differences
+from skelact.tables import _cell, _new_table, _who, differences
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -35,7 +35,7 @@ def rate_rows(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
     keys = [k for k in ("labels", "head", "fill") if any(k in r.extra for r in found)]
     rates = list(dict.fromkeys(m for r in found for m in r.metrics if m.startswith("top1/rate")))
     header = ["method", *keys, *(f"missing {100 * float(m.removeprefix('top1/rate')):g} %" for m in rates)]
-    rows = [[r.method, *(str(r.extra.get(k, "")) for k in keys), *(_cell(r, m, True) for m in rates)] for r in found]
+    rows = [[_who(r), *(str(r.extra.get(k, "")) for k in keys), *(_cell(r, m, True) for m in rates)] for r in found]
     return header, rows
 
 
@@ -79,7 +79,7 @@ def _classifier_tables(title: str, records: Sequence[Record]) -> list[Table]:
     first.add_column("worst is", no_wrap=True)
     for r in records:
         cells = [_cell(r, f"top1/{name}", short=True) for name, _ in columns]
-        first.add_row(r.method, str(r.extra.get("fill", "")), *cells, str(r.extra.get("worst", "")))
+        first.add_row(_who(r), str(r.extra.get("fill", "")), *cells, str(r.extra.get("worst", "")))
     if not rows:
         return [first]
     second = _new_table("each stream is missing with a probability of", notes)
@@ -109,7 +109,7 @@ def _subset_table(title: str, records: Sequence[Record]) -> Table:
             found = [r for r in same if r.extra.get("head") == head and any(m.startswith(measure) for m in r.metrics)]
             several = len({r.extra.get("fill") for r in found if r.extra.get("encoder") != "raw_pose"}) > 1
             for i, r in enumerate(found):
-                name = f"{r.method}, {r.extra['fill']}" if several else r.method
+                name = f"{_who(r)}, {r.extra['fill']}" if several else _who(r)
                 cells = [_cell(r, f"{measure}/{name}", short=True) for name in columns]
                 table.add_row(words if i == 0 else "", name, *cells, end_section=i + 1 == len(found))
     return table

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from skelact.cli import COMMANDS, main
+from skelact.results import load_scores, save_scores
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -94,11 +96,29 @@ def test_results_gathers_runs(trained, capsys, tmp_path):
     assert "none" in capsys.readouterr().err
 
 
+def test_results_compares_two_runs_and_logs_tables(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints", "features"))
+    found = load_scores(trained)
+    flipped = {"linear/umurl/all": found.entry("linear/umurl/all")[:, ::-1]}
+    save_scores(tmp_path / "other/scores.npz", found.names, found.labels, flipped, found.groups)
+    assert main(["results", str(trained), "other", "--paired", "--wandb", "tables"]) == 0
+    text, told = capsys.readouterr()
+    assert "linear/umurl/all" in text and "McNemar p" in text and "linear/raw pose/all" not in text
+    assert "upload it with: wandb sync" in told and list((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    assert main(["results", str(trained), "--paired"]) == 2
+    assert "skelact results RUN_A RUN_B" in capsys.readouterr().err
+    assert main(["results", str(trained), "other", "--paired", "--format", "markdown", "--protocol", "missing"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("| scores | first |")
+
+
 def test_sweeps_run_every_job_in_its_own_directory(skelact_run, tmp_path):
-    assert skelact_run("-m", "seed=1,2", "run_dir=sweep", "trainer.max_steps=1") == 0
-    seeds = [json.loads((tmp_path / "sweep" / job / "results.json").read_text())[0]["seed"] for job in "01"]
+    assert skelact_run("-m", "seed=1,2", "trainer.max_steps=1") == 0  # the folder is named by method, data and time
+    (sweep,) = (tmp_path / "runs" / "umurl_custom").iterdir()
+    seeds = [json.loads((sweep / job / "results.json").read_text())[0]["seed"] for job in "01"]
     assert seeds == [1, 2]
-    assert all((tmp_path / "sweep" / job / "checkpoints" / "last.ckpt").exists() for job in "01")
+    assert all((sweep / job / "checkpoints" / "last.ckpt").exists() for job in "01")
 
 
 def test_an_untrained_encoder_can_be_probed(skelact_run, tmp_path):

@@ -1,11 +1,13 @@
 """Every choice composes, and what it says fits the constructors."""
 
+import importlib.util
 import inspect
 from pathlib import Path
 
 import pytest
 import skelact.conf
 import torch
+import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
@@ -104,6 +106,37 @@ def test_a_sampling_that_is_not_there(capsys):
         )
     assert main(["--help"]) == 0
     assert "uniform_segments, video, whole" in capsys.readouterr().out
+
+
+SWEEPS = [(g, p.stem) for g in ("launcher", "sweep") for p in sorted((CONF / g).glob("*.yaml"))]
+PLUGINS = {"joblib": "joblib", "submitit": "submitit", "submitit_local": "submitit", "ray": "ray", "optuna": "optuna"}
+
+
+@pytest.mark.parametrize(("group", "choice"), SWEEPS)
+def test_sweeps_compose_where_their_plugin_is_installed(group, choice, capsys):
+    from skelact.cli import main
+
+    plugin = PLUGINS.get(choice)
+    kind = "sweeper" if group == "sweep" else "launcher"
+    code = main([f"{group}={choice}", "run_dir=runs/test", "--cfg", "hydra"])
+    out, told = capsys.readouterr()
+    if plugin and importlib.util.find_spec(f"hydra_plugins.hydra_{plugin}_{kind}") is None:
+        assert code == 2 and f"pip install 'skelact[{plugin}]'" in told and len(told.splitlines()) == 1
+        return
+    composed = yaml.safe_load(out)
+    assert code == 0 and composed["hydra"]["mode"] == "MULTIRUN"
+    target = composed["hydra"]["sweeper" if group == "sweep" else "launcher"]["_target_"]
+    assert "hydra_plugins" in target or "basic" in target
+
+
+def test_an_extra_for_every_plugin():
+    import tomllib
+
+    from skelact.engine.messages import _EXTRAS
+
+    project = tomllib.loads((CONF.parent / "pyproject.toml").read_text())["project"]
+    for extra in {*PLUGINS.values(), *_EXTRAS.values()}:
+        assert any(p.startswith(f"hydra-{extra}-") for p in project["optional-dependencies"][extra])
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -17,7 +17,8 @@ FLOORS = {
     "protocols": 4, "interop": 4, "callbacks": 4,
     "methods": 3,
     "data": 2, "transforms": 2, "backbones": 2, "plots": 2, "plots_robustness": 2, "plots_missing": 2,
-    "skeleton": 1, "clips": 1, "objectives": 1, "results": 1, "tables": 1, "tables_missing": 1, "errors": 0, "": 0,
+    "skeleton": 1, "clips": 1, "objectives": 1, "results": 1, "gathering": 1, "tables": 1, "tables_missing": 1,
+    "errors": 0, "": 0,
 }  # fmt: skip
 # `skelact.load` is offered by the package itself, and draws are the random numbers of every floor.
 EXCEPTIONS = {("", "engine"), ("benchmarks", "engine")}

@@ -8,8 +8,9 @@ import io
 import pytest
 from rich.console import Console
 
+from skelact.gathering import gather_results
 from skelact.results import Record, ResultsError, write_records
-from skelact.tables import csv_text, differences, gather_results, markdown, print_tables, rich_tables, table_rows
+from skelact.tables import csv_text, differences, markdown, print_tables, rich_tables, table_rows
 
 
 def record(**changes) -> Record:

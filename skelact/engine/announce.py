@@ -41,3 +41,11 @@ def show(records: Sequence[Record], file: Path) -> None:
         console.width = 140  # a file or a pipe has no width of its own
     print_tables(list(records), console)
     console.print(f"results in {file}", markup=False, soft_wrap=True)
+
+
+def show_finished(run_dir: Path) -> None:
+    """That a run is not done again."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(f"finished before: {run_dir}", markup=False, soft_wrap=True)

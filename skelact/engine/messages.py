@@ -52,11 +52,23 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+# Choices of Hydra's own groups that come with a plugin, and the extra of ours that installs it.
+_EXTRAS = {
+    "launcher/joblib": "joblib",
+    "launcher/submitit_slurm": "submitit",
+    "launcher/submitit_local": "submitit",
+    "launcher/ray": "ray",
+    "sweeper/optuna": "optuna",
+}
+
+
 def _hydra_line(error: BaseException, config: str) -> str:
     """Hydra's messages, with the nearest thing that does exist."""
     text = str(error)
     if found := re.search(r"Could not find '([^']+)'\n\nAvailable options in '([^']+)':\n((?:\t.*\n?)+)", text):
         wanted, group, listed = found.groups()
+        if extra := _EXTRAS.get(wanted.removeprefix("hydra/")):
+            return f"{wanted} is a plugin of Hydra that is not installed: pip install 'skelact[{extra}]'"
         options = [option for option in listed.split() if not option.startswith("_")]
         name = wanted.rpartition("/")[2]
         return f"{group}={name}: there is no such choice{_nearest(name, options)}; {group} can be {', '.join(options)}"

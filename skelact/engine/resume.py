@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from omegaconf import OmegaConf
 
 from skelact.engine.checkpoint import KEY, find, read
@@ -35,12 +36,20 @@ def thaw(cfg: Any, overrides: Sequence[str]) -> dict[str, Any]:
                 f"{key}=... cannot be changed on resume: the run continues with its own config.yaml; "
                 f"only {' and '.join(MAY_CHANGE)} may be given (start a new run for anything else)"
             )
+    return continued(frozen, run_dir)
+
+
+def continued(frozen: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
+    """A frozen config that goes on from the last checkpoint of its run.
+
+    Raises:
+        ConfigError: the checkpoint is another run's.
+    """
     card = read(find(run_dir))[KEY]
     if card["config"]["method"] != frozen["method"]:
         raise ConfigError(f"{run_dir}: config.yaml and checkpoints/last.ckpt describe different methods")
-    frozen["run_dir"], frozen["resume"] = str(run_dir), str(run_dir)
-    frozen["logger_id"] = card.get("logger_id")
-    return frozen
+    place = {"run_dir": str(run_dir), "resume": str(run_dir), "logger_id": card.get("logger_id")}
+    return {**frozen, **place}
 
 
 class Position:
@@ -87,8 +96,23 @@ class ContinuingLoader:
         """See :meth:`state_dict`."""
 
 
+class NextEpoch(pl.Callback):
+    """A run that stopped at an epoch's last batch begins the next epoch.
+
+    Lightning (2.6) counts the old epoch as done, but takes the next for its rest: hooks of its start are not called,
+    and the counter of begun epochs stays one behind, so that the run could not be continued a second time.
+    """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called after the counters have been restored."""
+        epochs: Any = trainer.fit_loop.epoch_progress.total
+        if trainer.fit_loop.restarted_mid_epoch and epochs.processed == epochs.started:
+            trainer.fit_loop.reset_restart_stage()
+
+
 def continue_loaders(trainer: Any, datamodule: Any) -> None:
     """Make the datamodule's training loader begin where the restored trainer stands."""
+    trainer.callbacks.append(NextEpoch())
     original = datamodule.train_dataloader
 
     def train_dataloader() -> Any:

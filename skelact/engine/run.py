@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from skelact.engine.announce import announce, show
+from skelact.engine.announce import announce, show, show_finished
 from skelact.engine.build import blank, build, build_data, locate, released
 from skelact.engine.settings import ConfigError, freeze, write_yaml
 from skelact.errors import SkelactError
@@ -23,15 +23,18 @@ CONFIG, RESULTS, SCORES, METRICS = "config.yaml", "results.json", "scores.npz", 
 
 
 def task(cfg: DictConfig) -> float | None:
-    """What Hydra calls for each job; returns the first number of the results for sweepers."""
+    """What Hydra calls for each job; returns `judged_by`, or else the first number of the results, for sweepers."""
     from hydra.core.hydra_config import HydraConfig
 
+    from skelact.engine.finished import last_value
     from skelact.engine.quiet import quiet
 
     quiet()
     hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
-    records = run(cfg, overrides, dict(hydra.runtime.choices), Path(hydra.runtime.output_dir))
+    overrides, run_dir = list(hydra.overrides.task), Path(hydra.runtime.output_dir)
+    records = run(cfg, overrides, dict(hydra.runtime.choices), run_dir)
+    if cfg.get("judged_by"):
+        return last_value(run_dir, str(cfg.judged_by))
     values = [value for record in records for value in record.metrics.values()]
     return values[0] if values else None
 
@@ -51,6 +54,7 @@ def run(cfg: DictConfig, overrides: list[str], choices: Mapping[str, Any], run_d
     Raises:
         SkelactError: anything the user can mend.
     """
+    from skelact.engine import finished
     from skelact.engine.launch import is_rank, launch
     from skelact.results import read_records
 
@@ -63,17 +67,28 @@ def run(cfg: DictConfig, overrides: list[str], choices: Mapping[str, Any], run_d
         cfg = cfg.copy()
         OmegaConf.set_struct(cfg, False)
         OmegaConf.set_readonly(cfg, False)
+        skip = finished.may_skip(cfg, overrides)
         cfg.run_dir = str(run_dir)
         config = freeze(cfg, overrides, choices)
-        overwrite = bool(config.pop("overwrite", False))
-        if not is_rank():
-            _clear(run_dir, overwrite, config.get("checkpoint"))
-        write_yaml(run_dir / CONFIG, {k: v for k, v in config.items() if k != "resume"})
+        overwrite = bool(config.get("overwrite"))
+        config = {key: value for key, value in config.items() if key not in finished.OF_THE_COMMAND}
+        if skip and finished.is_finished(config, run_dir):
+            show_finished(run_dir)
+            return read_records(run_dir / RESULTS)
+        if skip and (goes_on := finished.unfinished(config, run_dir, overwrite)):
+            config = goes_on
+        else:
+            if not is_rank():
+                _clear(run_dir, overwrite or skip, config.get("checkpoint"))
+            write_yaml(run_dir / CONFIG, {k: v for k, v in config.items() if k != "resume"})
+    (run_dir / finished.FINISHED).unlink(missing_ok=True)
     if _processes(config) > 1 and not is_rank():
         launch(config, run_dir)
         records = read_records(run_dir / RESULTS)
     else:
         records = execute(config)
+    if records:  # of several processes only the first has any
+        finished.mark(config, run_dir)
     show(records, run_dir / RESULTS)
     return records
 

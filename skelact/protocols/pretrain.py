@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skelact.protocols.base import forward_gflops
-from skelact.results import Record
+from skelact.results import Record, read_records
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
@@ -52,7 +52,8 @@ class Pretrain:
             checkpoint: weights that the method started with, for the record.
 
         Returns:
-            One record: `loss` (last logged), `steps`, `epochs`, `samples_per_s` over this process's fit.
+            One record: `loss` (last logged), `steps`, `epochs`, `samples_per_s` over this process's fit. Where
+            nothing was left to train, the one that is in `run_dir` already.
         """
         # Read now: the run writes its last checkpoint over the one it continues from.
         before = _resumed_step(ckpt_path) if ckpt_path else trainer.global_step
@@ -60,6 +61,8 @@ class Pretrain:
         trainer.fit(method, datamodule=datamodule, ckpt_path=ckpt_path)
         wall = time.perf_counter() - start
         done = trainer.global_step - before
+        if not done and ckpt_path and run_dir is not None and (earlier := self._earlier(run_dir)):
+            return earlier
         batch = int(getattr(datamodule, "batch_size", 0))
         speed = done * batch / wall if wall > 0 else math.nan
         metrics = {"steps": float(trainer.global_step), "epochs": float(trainer.current_epoch), "samples_per_s": speed}
@@ -91,6 +94,10 @@ class Pretrain:
                 extra=extra | {"steps": int(trainer.global_step), "batch_size": batch, "devices": trainer.world_size},
             )
         ]
+
+    def _earlier(self, run_dir: str | Path) -> list[Record]:
+        path = Path(run_dir) / "results.json"
+        return [record for record in read_records(path) if record.protocol == self.name] if path.exists() else []
 
 
 def _resumed_step(path: str) -> int:

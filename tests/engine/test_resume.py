@@ -55,6 +55,15 @@ def test_a_longer_run_continues_a_shorter_one(skelact_run, tmp_path, whole, step
     assert [int(row["step"]) for row in rows] == list(range(7))
 
 
+@pytest.mark.parametrize("stops", [(2, 3), (2, 4)])
+def test_a_run_is_continued_twice(skelact_run, tmp_path, whole, stops):
+    """At an epoch's end, then within the next or at its end: as a job does that is queued again and again."""
+    assert skelact_run(f"trainer.max_steps={stops[0]}", "run_dir=part") == 0
+    for step in (stops[1], 7):
+        assert skelact_run("resume=part", f"trainer.max_steps={step}", tiny=False) == 0
+    assert_same(tmp_path / "part", whole)
+
+
 def test_by_epochs(skelact_run, tmp_path):
     common = ["trainer.max_steps=-1"]
     assert skelact_run(*common, "trainer.max_epochs=3", "run_dir=three") == 0
