@@ -74,8 +74,8 @@ def _flat_config(path: Path) -> dict[str, Any] | None:
         raise ResultsError(f"{path}: cannot be read ({error})") from error
 
 
-# Where a run lies, who watched it and on what it ran does not make it another one; nor does the checkpoint, which has a
-# seed of its own and brings its method along.
+# Where a run lies, who watched it and on what it ran does not make it another one; nor do the checkpoint or the run whose
+# encoders it begins with, which have a seed of their own.
 _NOT_TOLD = {
     "run_dir",
     "resume",
@@ -88,6 +88,7 @@ _NOT_TOLD = {
     "evaluate",
     "given",
 }
+_NOT_TOLD |= {"method.pretrained"}
 _NOT_TOLD |= {f"trainer.{key}" for key in ("accelerator", "devices", "strategy", "num_nodes", "log_every_n_steps")}
 _NOT_TOLD |= {f"data.{key}" for key in ("store", "residence", "num_workers", "eval_batch_size")}
 
