@@ -51,7 +51,9 @@ class BestEpoch(pl.Callback):
             CheckpointError: it could not be written.
         """
         if self._failure:
-            raise CheckpointError(f"{self._failure}: epoch {self.epoch}, the best, is lost; make room, then train again")
+            raise CheckpointError(
+                f"{self._failure}: epoch {self.epoch}, the best, is lost; make room, then train again"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What a continued run must know."""

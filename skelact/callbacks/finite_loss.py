@@ -100,7 +100,7 @@ class FiniteLoss(pl.Callback):
         self._seen = []
         if found:
             self._before = seen[found[0] - 1] if found[0] else self._before
-            self.fail(trainer, seen[found[0]], f"loss is {float(seen[found[0]].loss)} at")
+            self.fail(trainer, seen[found[0]], "the loss is not finite at")
         self._before = last
 
     def fail(self, trainer: pl.Trainer, seen: Seen, what: str) -> None:

@@ -138,4 +138,6 @@ class LastCheckpoint(pl.Callback):
         if not self.path(trainer).exists():
             self.saved = -1
         if failure := self._save(trainer):
-            raise CheckpointError(f"{failure} (step {max(self.saved, 0)} of {trainer.global_step}): make room, then resume")
+            raise CheckpointError(
+                f"{failure} (step {max(self.saved, 0)} of {trainer.global_step}): make room, then resume"
+            )
