@@ -29,7 +29,8 @@ class FiniteLoss(pl.Callback):
 
     Reading a loss makes the host wait for the device. It is therefore read every `every_n_steps` batches, for all of
     them at once, at the end of an epoch, and before a checkpoint is written. What is not finite never reaches a
-    checkpoint, of weights either: the last one on disk is from before. All ranks look at the same time and end together.
+    checkpoint, of weights either: the last one on disk is from before. All ranks look at the same time and end
+    together.
 
     The names are in the error, all of them in `not_finite.txt` of the run's folder. A gradient that overflows shows in
     the loss of the step after it: the file also names the clips of the step before.
@@ -122,8 +123,8 @@ class FiniteLoss(pl.Callback):
             if isinstance(callback, LastCheckpoint) and callback.path(trainer).exists():
                 kept = f"{callback.path(trainer)} is of step {callback.saved}, before it"
         raise SkelactError(
-            f"{what} step {seen.step} (epoch {seen.epoch}); clips of its batch: {shown}; {kept}. Try a smaller learning "
-            f"rate, trainer.gradient_clip_val=1 or trainer.precision=32-true; debug=anomaly names the operation"
+            f"{what} step {seen.step} (epoch {seen.epoch}); clips of its batch: {shown}; {kept}. Try a smaller "
+            f"learning rate, trainer.gradient_clip_val=1 or trainer.precision=32-true; debug=anomaly names the operation"
         )
 
 

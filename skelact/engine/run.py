@@ -281,6 +281,7 @@ def pick_device(trainer: Mapping[str, Any]) -> Any:
 def make_trainer(config: Mapping[str, Any], datamodule: Any, method: Any, loggers: list[Any], run_dir: Path) -> Any:
     """The Lightning trainer of a run, with its callbacks, loggers and atomic checkpoints."""
     from skelact.callbacks.run_card import RunCard
+    from skelact.engine.accumulation import accumulating
     from skelact.engine.checkpoint import AtomicCheckpointIO, make_card
 
     logger_id = next((str(logger.version) for logger in loggers if type(logger).__name__ == "WandbLogger"), None)
@@ -289,9 +290,10 @@ def make_trainer(config: Mapping[str, Any], datamodule: Any, method: Any, logger
     for name, node in (config.get("callbacks") or {}).items():
         if node:
             callbacks.append(build(node, f"callbacks.{name}"))
+    trainer = accumulating(config["trainer"], datamodule, method)
     # The loader's own sampler deals clips to ranks; batch statistics over ranks are the method's own business.
     return build(
-        config["trainer"],
+        trainer,
         "trainer",
         callbacks=callbacks,
         logger=loggers or False,

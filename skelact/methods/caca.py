@@ -39,6 +39,7 @@ class SkeletonBYOL(MomentumMethod):
         options: further ones of :class:`MomentumMethod`; `augment` makes two views.
     """
 
+    joins: str | None = None
     num_views = 2
 
     def __init__(
@@ -209,6 +210,8 @@ class CACA(CMAL):
             CMAL has driven prediction and target apart, so the first marks of `pred_target` carry little.
         options: further ones of :class:`CMAL` and :class:`SkeletonBYOL`.
     """
+
+    joins = "its second stage compares the clips of a batch"
 
     def __init__(
         self,

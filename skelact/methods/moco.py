@@ -45,6 +45,7 @@ class SkeletonCLR(MomentumMethod):
         options: further ones of :class:`MomentumMethod`; `augment` makes two views, query and key.
     """
 
+    joins = "each step is compared with the keys of the steps before it"
     view_names: tuple[str, ...] = ("query", "key")
 
     def __init__(

@@ -64,6 +64,7 @@ class UmURL(Method):
     """
 
     sync_batchnorm = True
+    joins = "its loss is made of variances and covariances of a batch"
 
     def __init__(
         self,
