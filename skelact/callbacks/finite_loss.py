@@ -124,7 +124,7 @@ class FiniteLoss(pl.Callback):
                 kept = f"{callback.path(trainer)} is of step {callback.saved}, before it"
         raise SkelactError(
             f"{what} step {seen.step} (epoch {seen.epoch}); clips of its batch: {shown}; {kept}. Try a smaller "
-            f"learning rate, trainer.gradient_clip_val=1 or trainer.precision=32-true; debug=anomaly names the operation"
+            f"rate, trainer.gradient_clip_val=1 or trainer.precision=32-true; debug=anomaly names the operation"
         )
 
 

@@ -36,9 +36,7 @@ def accumulating(trainer: Mapping[str, Any], datamodule: Any, method: Any) -> di
     if not datamodule.drop_last and datamodule.size(datamodule.fit) % (count * datamodule.batch_size):
         raise SkelactError(f"{asked}: the last step of an epoch counts fewer clips as much: set data.drop_last=true")
     if batches < count:
-        raise SkelactError(
-            f"{asked}: an epoch has {batches} batches of {datamodule.batch_size} clips: take smaller ones"
-        )
+        raise SkelactError(f"{asked}: an epoch has {batches} batches: take a smaller data.batch_size")
     if isinstance(limit, float) or (limit is not None and limit % count):
         raise SkelactError(f"{asked}: trainer.limit_train_batches={limit} must be a multiple of it")
     return options | {"limit_train_batches": batches - batches % count if limit is None else limit}

@@ -283,18 +283,21 @@ def make_trainer(config: Mapping[str, Any], datamodule: Any, method: Any, logger
     from skelact.callbacks.run_card import RunCard
     from skelact.engine.accumulation import accumulating
     from skelact.engine.checkpoint import AtomicCheckpointIO, make_card
+    from skelact.engine.strategies import Reassembled, sharing
 
     logger_id = next((str(logger.version) for logger in loggers if type(logger).__name__ == "WandbLogger"), None)
     plain = {key: value for key, value in config.items() if key not in ("resume", "logger_id")}
-    callbacks = [RunCard(make_card(plain, datamodule, method, logger_id))]
+    callbacks: list[Any] = [RunCard(make_card(plain, datamodule, method, logger_id)), Reassembled()]
     for name, node in (config.get("callbacks") or {}).items():
         if node:
             callbacks.append(build(node, f"callbacks.{name}"))
     trainer = accumulating(config["trainer"], datamodule, method)
+    strategy = sharing(trainer, method)
     # The loader's own sampler deals clips to ranks; batch statistics over ranks are the method's own business.
     return build(
-        trainer,
+        {key: value for key, value in trainer.items() if key not in strategy},
         "trainer",
+        **strategy,
         callbacks=callbacks,
         logger=loggers or False,
         plugins=[AtomicCheckpointIO()],

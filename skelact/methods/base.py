@@ -37,6 +37,9 @@ class Learner(pl.LightningModule):
     """How a step joins the clips of a batch, so that gradients of parts do not add up to that of the whole; None: the
     loss is a mean over clips, and each clip's does not depend on the others', batch normalisation aside."""
 
+    whole: str | None = None
+    """Why every process must hold the whole weights while it trains; None: FSDP may keep parts of them."""
+
     streams: tuple[str, ...]
     """What a clip is recognised from, in order: streams of a skeleton, or modalities."""
 

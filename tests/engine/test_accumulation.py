@@ -57,7 +57,7 @@ def test_what_joins_the_clips_of_a_batch_is_refused(skelact_run, capsys, name):
     ("options", "words"),
     [
         (["data.batch_size=8", "data.drop_last=false"], "data.drop_last=true"),
-        (["data.batch_size=16", "data.drop_last=true"], "an epoch has 1 batches of 16 clips"),
+        (["data.batch_size=16", "data.drop_last=true"], "an epoch has 1 batches: take a smaller"),
         (["data.batch_size=4", "data.drop_last=true", "trainer.limit_train_batches=3"], "limit_train_batches=3"),
     ],
 )
