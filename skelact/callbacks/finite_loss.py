@@ -110,8 +110,8 @@ class FiniteLoss(pl.Callback):
         Raises:
             SkelactError: always.
         """
-        rows = [_names(trainer, seen), [] if self._before in (None, seen) else _names(trainer, self._before)]
-        names, others = (_joined(some) for some in rows)
+        before = None if self._before is seen else self._before
+        names, others = (_joined([] if some is None else _names(trainer, some)) for some in (seen, before))
         folder = Path(trainer.default_root_dir)
         lines = [f"step {seen.step}", *names, *([f"step {seen.step} was preceded by", *others] if others else [])]
         if trainer.is_global_zero:

@@ -133,6 +133,14 @@ def read(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def trained_steps(file: Path) -> int | None:
+    """Optimiser steps of a checkpoint's weights; None where it cannot be told."""
+    try:
+        return int(_read(file)["global_step"])
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return None
+
+
 def _refuse_interpolation(node: Any, where: str) -> None:
     """A resolved config has no `${...}`; one that has could read the environment of whoever loads it."""
     if isinstance(node, dict):
