@@ -1,5 +1,6 @@
 """A model in shards trains as a whole one does; what cannot be shared out is refused."""
 
+import csv
 import json
 
 import pytest
@@ -36,6 +37,19 @@ def test_shards_are_the_whole(skelact_run, tmp_path, monkeypatch, momentum):
     records = [json.loads((tmp_path / d / "results.json").read_text()) for d in ("one", "two")]
     assert [r["metrics"] for r in records[0][1:]] == [r["metrics"] for r in records[1][1:]]
     assert skelact.load(tmp_path / "two").encode(torch.randn(2, 1, 8, 6, 3)).isfinite().all()
+
+
+@pytest.mark.ddp
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["maskclr", "motionbert", "supcon"])
+def test_losses_of_other_methods_in_shards(skelact_run, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    options = [*RECIPES[name], "backbone.dropout=0", "method.dropout=0", "trainer.max_epochs=2"]
+    assert skelact_run(*options, "run_dir=one", tiny=False) == 0
+    assert skelact_run(*options, *SHARDS, "run_dir=two", tiny=False) == 0
+    tables = [list(csv.DictReader((tmp_path / d / "metrics.csv").open())) for d in ("one", "two")]
+    losses = [[float(row["train/loss"]) for row in table] for table in tables]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) >= 4
 
 
 @pytest.mark.parametrize(
