@@ -6,7 +6,7 @@ Parameter names are those of the released code.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -160,7 +160,8 @@ class DSTformer(TokenEncoder):
 
     def share(self, depth: int, a: Tensor, b: Tensor) -> Tensor:
         """Share of the S-T stream `a` `(..., D)` beside the T-S stream `b`, `(..., 1)`: a soft-max of two numbers."""
-        weight, bias = self.ts_attn.get_parameter(f"{depth}.weight"), self.ts_attn.get_parameter(f"{depth}.bias")
+        layer = self.ts_attn.get_submodule(str(depth))  # whose weights are no parameters while FSDP gathers them
+        weight, bias = cast(Tensor, layer.weight), cast(Tensor, layer.bias)
         of_a, of_b = (weight[:1] - weight[1:]).chunk(2, 1)
         return (F.linear(a, of_a, bias[:1] - bias[1:]) + F.linear(b, of_b)).sigmoid().to(b.dtype)
 

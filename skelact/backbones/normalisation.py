@@ -43,6 +43,12 @@ def global_moments(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return mean, (share * (variances + (means - mean).square())).sum(0), total
 
 
+def global_std(inputs: Sequence[Tensor]) -> Tensor:
+    """Standard deviation `(S, C)` of every channel (axis 1) over all ranks' entries; no gradient."""
+    _, variance, count = global_moments([x.detach() for x in inputs])
+    return (variance * (count / (count - 1).clamp(min=1))).sqrt()
+
+
 class _GlobalBatchNorm(torch.autograd.Function):
     """Fused kernels of evaluation with global moments; what the moments add to the gradient is one affine map of x."""
 

@@ -8,11 +8,14 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from skelact.callbacks.run_card import CheckpointError, save
+
 
 class BestEpoch(pl.Callback):
     """Writes `checkpoints/best.ckpt` whenever an accuracy has grown, or is equal at a smaller `val/loss`.
 
-    `checkpoints/last.ckpt` stays what it is: the state from which a run is continued.
+    `checkpoints/last.ckpt` stays what it is: the state from which a run is continued. Where the best cannot be written
+    (a full disk) the training goes on; unless a better one is written later, it ends with an error.
 
     Args:
         monitor: the accuracy; None: the method's, which is `val/top1`, or `val/mean_top1` over subsets of modalities.
@@ -22,6 +25,7 @@ class BestEpoch(pl.Callback):
         self.monitor = monitor
         self.epoch: int | None = None
         self.top1, self.loss = -1.0, float("inf")
+        self._failure: str | None = None
 
     def path(self, trainer: pl.Trainer) -> Path:
         """Where the checkpoint goes."""
@@ -43,7 +47,18 @@ class BestEpoch(pl.Callback):
         top1, loss = (float(trainer.callback_metrics[name]) for name in (monitor, "val/loss"))
         if (top1, -loss) > (self.top1, -self.loss):
             self.epoch, self.top1, self.loss = int(trainer.current_epoch), top1, loss
-            trainer.save_checkpoint(self.path(trainer))
+            self._failure = save(trainer, self.path(trainer))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The best epoch must be what is on disk.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._failure:
+            raise CheckpointError(
+                f"{self._failure}: epoch {self.epoch}, the best, is lost; make room, then train again"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What a continued run must know."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from pytorch_lightning.utilities import rank_zero_only
 class MetricsCSV(Logger):
     """Appends to one CSV file; a resumed run drops the rows after its checkpoint and goes on.
 
-    Lightning's own CSV logger starts the file anew when the folder exists, so a resumed run would lose its past.
+    Lightning's own CSV logger starts the file anew when the folder exists, so a resumed run would lose its past. Rows
+    that cannot be written (a full disk) are warned of once, kept, and written when there is room.
 
     Args:
         path: the file.
@@ -27,6 +29,7 @@ class MetricsCSV(Logger):
         self.columns: list[str] = ["step"]
         self.rows: list[dict[str, Any]] = []
         self._written = 0
+        self._full = False
         if resume and self.path.exists():
             with self.path.open(newline="") as file:
                 reader = csv.DictReader(file)
@@ -72,23 +75,40 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Append what is not on disk yet."""
-        if self._written == len(self.rows):
-            return
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerows(self.rows[self._written :])
-        self._written = len(self.rows)
+        if self._full:  # the last row may be there in part
+            self._rewrite()
+        elif self._written < len(self.rows):
+            self._write(self.path, self.rows[self._written :])
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Leave a file behind even where nothing was logged."""
-        if not self.path.exists():
+        if self._full or not self.path.exists():
             self._rewrite()
 
     @rank_zero_only
     def _rewrite(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        self._written = len(self.rows)
+        """Write a sibling and rename it: rows on disk are not given up for such as may find no room."""
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        self._write(partial, self.rows)
+
+    def _write(self, file: Path, rows: list[dict[str, Any]]) -> None:
+        """Append rows to the log itself, or make another file of all and put it into the log's place."""
+        whole = file != self.path
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with file.open("w" if whole else "a", newline="") as stream:
+                writer = csv.DictWriter(stream, self.columns)
+                if whole:
+                    writer.writeheader()
+                writer.writerows(rows)
+            if whole:
+                file.replace(self.path)
+        except OSError as error:
+            if not self._full:
+                warnings.warn(f"{self.path}: {error.strerror}; rows are kept until there is room", stacklevel=4)
+            self._full = True
+            if whole:
+                file.unlink(missing_ok=True)
+            return
+        self._full, self._written = False, len(self.rows)

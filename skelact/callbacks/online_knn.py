@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,16 @@ def feature_std(features: Tensor) -> float:
     """Mean standard deviation of the dimensions of unit features, times sqrt(D): 1 when spread evenly, 0 collapsed."""
     unit = torch.nn.functional.normalize(features.float(), dim=1)
     return float(unit.std(0).mean() * unit.shape[1] ** 0.5)
+
+
+@contextmanager
+def whole_weights(model: Any) -> Iterator[None]:
+    """Within it a model that is kept in shards (FSDP) has all its weights, on all processes."""
+    if type(model).__name__ != "FullyShardedDataParallel":  # whose import takes its time
+        yield
+        return
+    with type(model).summon_full_params(model, writeback=False):
+        yield
 
 
 class OnlineKNN(pl.Callback):
@@ -56,7 +68,8 @@ class OnlineKNN(pl.Callback):
             return
         state = torch.random.get_rng_state()
         try:
-            values = self.measure(pl_module, data)  # type: ignore[arg-type]
+            with whole_weights(trainer.strategy.model):
+                values = self.measure(pl_module, data)  # type: ignore[arg-type]
         finally:
             torch.random.set_rng_state(state)
         if trainer.is_global_zero:

@@ -14,18 +14,13 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from skelact import __version__
-from skelact.callbacks.run_card import KEY
+from skelact.callbacks.run_card import KEY, CheckpointError
 from skelact.engine.build import blank, build
-from skelact.errors import SkelactError
 
 if TYPE_CHECKING:
     from skelact.methods.base import Method
 
 FORMAT = 1
-
-
-class CheckpointError(SkelactError):
-    """A checkpoint that is missing, damaged, foreign, or does not fit."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -34,8 +29,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Called by Lightning on the first process."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for left in path.parent.glob(f"{path.name}.*.partial"):  # by a run that was killed while it wrote
+                left.unlink(missing_ok=True)
             handle, name = tempfile.mkstemp(prefix=path.name + ".", suffix=".partial", dir=path.parent)
         except OSError as error:
             raise CheckpointError(f"checkpoint {path}: cannot be written ({_first_line(error)})") from error
@@ -60,6 +57,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _first_line(error: BaseException) -> str:
+    link: BaseException | None = error
+    while link is not None:  # torch's own message about a full disk speaks of positions
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+        link = link.__cause__ or link.__context__
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -129,6 +131,14 @@ def read(path: str | Path) -> dict[str, Any]:
         )
     _refuse_interpolation(card["config"], f"checkpoint {file}: config")
     return content
+
+
+def trained_steps(file: Path) -> int | None:
+    """Optimiser steps of a checkpoint's weights; None where it cannot be told."""
+    try:
+        return int(_read(file)["global_step"])
+    except (CheckpointError, KeyError, TypeError, ValueError):
+        return None
 
 
 def _refuse_interpolation(node: Any, where: str) -> None:

@@ -191,7 +191,7 @@ class Trainings:
         devices = made["trainer"].get("devices")
         one = devices[:1] if isinstance(devices, list) else 1
         made["trainer"] |= {"devices": one, "strategy": "auto", "num_nodes": 1}
-        kept = ("checkpoint", "progress", "best_epoch")
+        kept = ("finite_loss", "checkpoint", "progress", "best_epoch")
         made["callbacks"] = {key: made["callbacks"][key] for key in kept if key in made["callbacks"]}
         made |= {"selected": self.name, "protocol": made["protocols"][self.name]}
         made |= {"run_dir": str(folder), "evaluate": []}

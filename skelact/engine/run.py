@@ -96,14 +96,16 @@ def run(cfg: DictConfig, overrides: list[str], choices: Mapping[str, Any], run_d
 def _clear(run_dir: Path, overwrite: bool, checkpoint: str | None) -> None:
     """Refuse a directory that holds what another run found; make room in it where that was asked for.
 
+    A checkpoint without a single step, as a run leaves that failed in its first, is nothing to lose.
+
     Raises:
         ConfigError: there are results or a checkpoint, and nobody said that they may go.
     """
-    from skelact.engine.checkpoint import find
+    from skelact.engine.checkpoint import find, trained_steps
     from skelact.protocols.base import val_scores
 
     kept = [run_dir / "checkpoints" / "last.ckpt", run_dir / RESULTS]
-    found = [path for path in kept if path.exists()]
+    found = [path for path in kept if path.exists() and not (path == kept[0] and trained_steps(path) == 0)]
     if found and not overwrite:
         raise ConfigError(
             f"run_dir={run_dir} holds a run already ({found[0].name}): choose another run_dir, continue that run with "
@@ -112,7 +114,7 @@ def _clear(run_dir: Path, overwrite: bool, checkpoint: str | None) -> None:
     if checkpoint and find(checkpoint).resolve() == kept[0].resolve():
         raise ConfigError(f"run_dir={run_dir} holds the checkpoint itself, which would be lost; choose another run_dir")
     rest = [kept[0].with_name("best.ckpt"), run_dir / SCORES, val_scores(run_dir / SCORES), run_dir / METRICS]
-    for path in [*found, *rest]:
+    for path in [*kept, *rest]:
         path.unlink(missing_ok=True)
 
 
@@ -296,18 +298,23 @@ def pick_device(trainer: Mapping[str, Any]) -> Any:
 def make_trainer(config: Mapping[str, Any], datamodule: Any, method: Any, loggers: list[Any], run_dir: Path) -> Any:
     """The Lightning trainer of a run, with its callbacks, loggers and atomic checkpoints."""
     from skelact.callbacks.run_card import RunCard
+    from skelact.engine.accumulation import accumulating
     from skelact.engine.checkpoint import AtomicCheckpointIO, make_card
+    from skelact.engine.strategies import Reassembled, sharing
 
     logger_id = next((str(logger.version) for logger in loggers if type(logger).__name__ == "WandbLogger"), None)
     plain = {key: value for key, value in config.items() if key not in ("resume", "logger_id")}
-    callbacks = [RunCard(make_card(plain, datamodule, method, logger_id))]
+    callbacks: list[Any] = [RunCard(make_card(plain, datamodule, method, logger_id)), Reassembled()]
     for name, node in (config.get("callbacks") or {}).items():
         if node:
             callbacks.append(build(node, f"callbacks.{name}"))
+    trainer = accumulating(config["trainer"], datamodule, method)
+    strategy = sharing(trainer, method)
     # The loader's own sampler deals clips to ranks; batch statistics over ranks are the method's own business.
     return build(
-        config["trainer"],
+        {key: value for key, value in trainer.items() if key not in strategy},
         "trainer",
+        **strategy,
         callbacks=callbacks,
         logger=loggers or False,
         plugins=[AtomicCheckpointIO()],

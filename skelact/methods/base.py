@@ -36,6 +36,13 @@ class Learner(pl.LightningModule):
     """True where batch statistics are taken over all ranks. Our layers do that themselves: the trainer's flag of the
     same name, which converts to a CUDA-only layer, is not needed."""
 
+    joins: str | None = "nothing says that its loss is a mean over clips (`joins = None` in the class would)"
+    """How a step joins the clips of a batch, so that gradients of parts do not add up to that of the whole; None: the
+    loss is a mean over clips, and each clip's does not depend on the others', batch normalisation aside."""
+
+    whole: str | None = None
+    """Why every process must hold the whole weights while it trains; None: FSDP may keep parts of them."""
+
     streams: tuple[str, ...]
     """What a clip is recognised from, in order: streams of a skeleton, or modalities."""
 
@@ -53,6 +60,10 @@ class Learner(pl.LightningModule):
         super().__init__()
         self.optimizer, self.scheduler, self.scheduler_interval = optimizer, scheduler, scheduler_interval
         self.exclude_from_decay, self.seed = exclude_from_decay, seed
+
+    def on_train_start(self) -> None:
+        """A trainer leaves modules in the mode in which it finds them, and a checkpoint's are in that of evaluation."""
+        self.train()
 
     def report(self, values: Mapping[str, Tensor], batch_size: int) -> None:
         """Log detached values as `train/<name>` where a trainer is attached; nothing is read back to the host."""

@@ -39,6 +39,7 @@ class SkeletonBYOL(MomentumMethod):
         options: further ones of :class:`MomentumMethod`; `augment` makes two views.
     """
 
+    joins: str | None = None
     num_views = 2
 
     def __init__(
@@ -119,11 +120,9 @@ class SkeletonBYOL(MomentumMethod):
     @torch.no_grad()
     def watch(self, z: list[Tensor], p: list[Tensor], t: list[Tensor]) -> dict[str, Tensor]:
         """Collapse probes: spread of the projections, cosine of predictions with targets and with each other."""
-        return {
-            "feature_std": spread(z[0]).mean(),
-            "cos_target": F.cosine_similarity(p[0].float(), t[0].float(), dim=-1).mean(),
-            "cos_views": F.cosine_similarity(p[0].float(), p[1].float(), dim=-1).mean(),
-        }
+        others = torch.stack([t[0].float(), p[1].float()])
+        cosines = global_mean(F.cosine_similarity(p[0].float()[None], others, dim=-1)).mean(-1)
+        return {"feature_std": spread(z[0]).mean(), "cos_target": cosines[0], "cos_views": cosines[1]}
 
 
 def byol_loss(p: Sequence[Tensor], t: Sequence[Tensor]) -> Tensor:
@@ -209,6 +208,8 @@ class CACA(CMAL):
             CMAL has driven prediction and target apart, so the first marks of `pred_target` carry little.
         options: further ones of :class:`CMAL` and :class:`SkeletonBYOL`.
     """
+
+    joins = "its second stage compares the clips of a batch"
 
     def __init__(
         self,

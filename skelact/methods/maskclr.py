@@ -117,6 +117,8 @@ class MaskCLR(Supervised):
         SkelactError: a backbone without attention, or options that do not exist or do not go together.
     """
 
+    joins = "it contrasts the clips of a batch"
+
     def __init__(
         self,
         backbone: TokenEncoder,

@@ -45,6 +45,7 @@ class SkeletonCLR(MomentumMethod):
         options: further ones of :class:`MomentumMethod`; `augment` makes two views, query and key.
     """
 
+    joins = "each step is compared with the keys of the steps before it"
     view_names: tuple[str, ...] = ("query", "key")
 
     def __init__(
@@ -109,7 +110,7 @@ class SkeletonCLR(MomentumMethod):
 
     def watch(self, q: Tensor, k: Tensor) -> dict[str, Tensor]:
         """Collapse probes: spread of the queries, and their cosine with their keys."""
-        return {"feature_std": spread(q).mean(), "cos_key": (q * k).sum(-1).mean().detach()}
+        return {"feature_std": spread(q).mean(), "cos_key": global_mean((q * k).detach().sum(-1)).mean()}
 
     def training_step(self, batch: RaggedClips, batch_idx: int = 0) -> dict[str, Tensor]:
         """One step: `loss` with its graph, summed over streams; the losses of the streams and probes without."""

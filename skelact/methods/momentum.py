@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from skelact.backbones.base import Encoder
+from skelact.backbones.normalisation import global_std
 from skelact.errors import SkelactError
 from skelact.methods.base import Method
 from skelact.methods.layers import StackedLinear
@@ -44,6 +45,7 @@ class MomentumMethod(Method):
     """
 
     sync_batchnorm = True
+    whole = "its momentum networks are averages of whole weights"
 
     def __init__(
         self,
@@ -255,5 +257,8 @@ def unit(x: Tensor) -> Tensor:
 
 
 def spread(embeddings: Tensor) -> Tensor:
-    """`(S,)` collapse probe: mean standard deviation of unit embeddings `(S, N, E)`, times sqrt(E); 0 is collapse."""
-    return unit(embeddings.detach()).std(1).mean(-1) * embeddings.shape[-1] ** 0.5
+    """`(S,)` collapse probe: mean standard deviation of unit embeddings `(S, N, E)`, times sqrt(E); 0 is collapse.
+
+    Over the clips of all ranks.
+    """
+    return global_std(unit(embeddings.detach()).unbind()).mean(-1) * embeddings.shape[-1] ** 0.5

@@ -69,6 +69,8 @@ class MultiModal(Learner):
     mode = "train"
     space = "feature"
     monitor = "val/mean_top1"
+    joins: str | None = "its losses are means over the tokens that are there, of which batches have differently many"
+    whole: str | None = "encoders of modalities that no clip of a batch has are not run"
 
     def __init__(
         self,

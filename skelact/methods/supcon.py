@@ -56,6 +56,7 @@ class SupCon(Method):
     """
 
     space = "embedding"
+    joins = "it contrasts the clips of a batch"
 
     def __init__(
         self,

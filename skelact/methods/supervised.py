@@ -77,6 +77,8 @@ class Supervised(Method):
         SkelactError: an option that is none of those named.
     """
 
+    joins: str | None = None
+
     def __init__(
         self,
         backbone: Encoder,
@@ -244,10 +246,6 @@ class Supervised(Method):
         """Class scores `(N, num_classes)` of a batch: :meth:`sample`, then :meth:`logits`."""
         views, mask = self.sample(batch)
         return self.logits(views, streams, mask)
-
-    def on_train_start(self) -> None:
-        """A trainer leaves modules in the mode in which it finds them."""
-        self.train()
 
     def training_step(self, batch: RaggedClips, batch_idx: int = 0) -> Tensor:
         """Mean cross-entropy of the labelled clips of the global batch, whatever their shares on the ranks."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from skelact.backbones.base import Encoder
+from skelact.backbones.normalisation import global_std
 from skelact.backbones.umurl import code_of
 from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
@@ -64,6 +65,7 @@ class UmURL(Method):
     """
 
     sync_batchnorm = True
+    joins = "its loss is made of variances and covariances of a batch"
 
     def __init__(
         self,
@@ -160,7 +162,7 @@ class UmURL(Method):
                 "inter": terms.inter.sum().detach(),
                 "variance": terms.variance.sum().detach(),
                 "covariance": terms.covariance.sum().detach(),
-                "z_std": torch.stack(uni).float().std(1).mean(),
+                "z_std": global_std(uni).mean(),
             }
         self.report({"loss": terms.total.detach(), **values}, batch_size=len(batch))
         return {"loss": terms.total, **values}

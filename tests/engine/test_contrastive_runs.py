@@ -76,18 +76,20 @@ def test_streams_fused_and_alone_are_evaluated_after_training(skelact_run, tmp_p
 
 
 @pytest.mark.ddp
-def test_two_processes_through_the_command(skelact_run, tmp_path, monkeypatch):
-    """One global batch on one process and on two: the same losses, weights and queue."""
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_through_the_command(skelact_run, tmp_path, monkeypatch, count):
+    """One global batch on one process and on several: the same losses, probes, weights and queue."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = [*TINY, "method=crosclr", *METHODS["crosclr"], "backbone.dropout=0", "trainer.max_epochs=2"]
     assert skelact_run(*options, "run_dir=one", tiny=False) == 0
-    assert skelact_run(*options, "trainer=ddp", "trainer.devices=2", "run_dir=two", tiny=False) == 0
+    assert skelact_run(*options, "trainer=ddp", f"trainer.devices={count}", "run_dir=two", tiny=False) == 0
     files = [tmp_path / name / "checkpoints" / "last.ckpt" for name in ("one", "two")]
     one, two = (torch.load(file, weights_only=True)["state_dict"] for file in files)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=2e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}")
-    losses = [[float(row["train/loss"]) for row in rows(tmp_path / name)] for name in ("one", "two")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 4
+    for key in ("loss", "feature_std", "cos_key"):
+        logged = [[float(row[f"train/{key}"]) for row in rows(tmp_path / name)] for name in ("one", "two")]
+        assert logged[0] == pytest.approx(logged[1], rel=1e-4) and len(logged[0]) == 4
 
 
 def test_wrong_combinations_say_what_to_do(skelact_run, capsys):

@@ -33,13 +33,14 @@ def test_wrong_devices_are_named(devices):
 
 
 @pytest.mark.ddp
-def test_two_processes_do_what_one_does(skelact_run, tmp_path, monkeypatch):
-    """The same losses and weights with the global batch on one process and on two, then a probe on the first alone."""
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_processes_do_what_one_does(skelact_run, tmp_path, monkeypatch, count):
+    """The same losses and weights with the global batch on one process and on several, then a probe on the first."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     common = ["trainer.max_steps=4", "evaluate=[retrieval]", "preset=corrected"]
     assert skelact_run(*common, "run_dir=one") == 0
     before = dict(os.environ)
-    assert skelact_run(*common, "trainer=ddp", "trainer.devices=2", "run_dir=two") == 0
+    assert skelact_run(*common, "trainer=ddp", f"trainer.devices={count}", "run_dir=two") == 0
     assert {k: v for k, v in os.environ.items() if before.get(k) != v} == {}
     states = [torch.load(tmp_path / d / "checkpoints" / "last.ckpt", weights_only=True) for d in ("one", "two")]
     assert states[0]["global_step"] == states[1]["global_step"] == 4

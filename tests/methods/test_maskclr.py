@@ -89,24 +89,29 @@ KINDS = {
 }  # fmt: skip
 
 
-def _train(rank, counts):
+def _train(rank, counts, kinds=tuple(KINDS)):
     found = {}
-    for kind, options in KINDS.items():
-        method = doubled(make(**options))
+    for kind in kinds:
+        method = doubled(make(**KINDS[kind]))
         share = clips().select(torch.arange(8).split(counts)[rank])
         found[kind] = {"logged": steps(method, [share] * 2), "state": method.state_dict()}
     return found
 
 
 @pytest.mark.ddp
-def test_two_processes_are_one(on_ranks):
-    whole = _train(0, (8,))
-    for ours in on_ranks(_train, (4, 4)):
+@pytest.mark.parametrize(
+    ("counts", "kinds"),
+    [((4, 4), tuple(KINDS)), ((2, 2, 2, 2), ("corrected", "c2, tcl", "targeted, class means"))],
+)
+def test_processes_are_one(on_ranks, counts, kinds):
+    whole = _train(0, (8,), kinds)
+    for ours in on_ranks(partial(_train, kinds=kinds), counts):
         for kind, expected in whole.items():
-            torch.testing.assert_close(ours[kind]["logged"], expected["logged"], rtol=1e-5, atol=1e-6, msg=kind)
+            own = ours[kind]
+            torch.testing.assert_close(own["logged"], expected["logged"], rtol=1e-5, atol=1e-6, msg=kind)
             for name, value in expected["state"].items():
                 torch.testing.assert_close(
-                    ours[kind]["state"][name],
+                    own["state"][name],
                     value,
                     rtol=1e-7,
                     atol=1e-8,

@@ -122,21 +122,21 @@ def test_options_that_do_not_exist():
 
 
 def _on_rank(rank, counts):
-    batch, method = clips(sum(counts)), make(dropout=0.0)
+    batch, method, logged = clips(sum(counts)), make(dropout=0.0), {}
+    method.report = lambda values, batch_size: logged.update(values)
     rows = torch.arange(sum(counts)).split(counts)[rank]
     loss = method.training_step(batch.select(rows))
     loss.backward()
     grad = torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None]) / len(counts)
-    torch.distributed.all_reduce(grad)  # DDP's average
-    return {"loss": loss.detach(), "grad": grad}
+    if len(counts) > 1:
+        torch.distributed.all_reduce(grad)  # DDP's average
+    return {**logged, "grad": grad}
 
 
 @pytest.mark.ddp
-def test_two_processes_are_one(on_ranks):
-    batch, method = clips(8), make(dropout=0.0)
-    loss = method.training_step(batch)
-    loss.backward()
-    grad = torch.cat([p.grad.flatten() for p in method.parameters() if p.grad is not None])
-    for ours in on_ranks(_on_rank, (4, 4)):
-        torch.testing.assert_close(ours["loss"], loss.detach(), rtol=1e-6, atol=0)
-        torch.testing.assert_close(ours["grad"], grad, rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("counts", [(4, 4), (2, 2, 2, 2)])
+def test_processes_are_one(on_ranks, counts):
+    expected = _on_rank(0, (8,))
+    for ours in on_ranks(_on_rank, counts):
+        for name, value in expected.items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6, msg=name)

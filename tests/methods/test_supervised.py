@@ -223,13 +223,6 @@ def test_wrong_options_are_named(options, word):
         Supervised(backbone, "kinect20", CenterCrop(8), 1)
 
 
-def _rank(rank, folder):
-    torch.set_num_threads(1)  # a forked process must not use the thread pool of its parent
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(_gradients(_unequal().select(torch.arange(4) + 4 * rank), 2), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 def _unequal():
     """Eight clips, of whose halves one has two labels and the other four."""
     batch = clips(8)
@@ -237,27 +230,46 @@ def _unequal():
     return batch
 
 
-def _gradients(batch, world):
-    method = make("umurl").double()
+def _gradients(rank, counts):
+    """What a step logs, and averaged gradients, in double precision."""
+    method, logged = make("umurl").double(), {}
     made = method.views
-    method.views = lambda clips: [(view.double(), mask) for view, mask in made(clips)]
-    logged = {}
+    method.views = lambda batch: [(view.double(), mask) for view, mask in made(batch)]
     method.report = lambda values, batch_size: logged.update(values)
-    method.training_step(batch).backward()
+    method.training_step(_unequal().select(torch.arange(8).split(counts)[rank])).backward()
     gradients = {name: p.grad.clone() for name, p in method.named_parameters()}
     for gradient in gradients.values():
-        if world > 1:
+        if len(counts) > 1:
             torch.distributed.all_reduce(gradient)
-            gradient /= world
+            gradient /= len(counts)
     return {"logged": logged, "gradients": gradients}
 
 
 @pytest.mark.ddp
-def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
-    torch.multiprocessing.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="fork")  # imports once
-    expected = _gradients(_unequal(), 1)
-    for rank in range(2):
-        ours = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for part in ("logged", "gradients"):
-            for name, value in expected[part].items():
-                torch.testing.assert_close(ours[part][name], value, rtol=1e-9, atol=1e-11, msg=name)
+@pytest.mark.parametrize("counts", [(4, 4), (2, 2, 2, 2)])
+def test_processes_equal_one_with_the_whole_batch(on_ranks, counts):
+    expected = _gradients(0, (8,))
+    for ours in on_ranks(_gradients, counts):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
+
+
+def _validation(rank, counts):
+    """As the trainer validates, two clips a batch; what is logged at the end."""
+    method, logged = make("umurl"), {}
+    share = _unequal().select(torch.arange(8).split(counts)[rank])
+    method._trainer, method.log_dict = object(), lambda values, sync_dist: logged.update(values)
+    method.eval().on_validation_epoch_start()
+    with torch.no_grad():
+        for rows in torch.arange(len(share)).split(2):
+            method.validation_step(share.select(rows))
+        method.on_validation_epoch_end()
+    return logged
+
+
+@pytest.mark.ddp
+@pytest.mark.parametrize("counts", [(5, 3), (5, 0, 2, 1)])
+def test_validation_of_uneven_shares_counts_each_clip_once(on_ranks, counts):
+    expected = _validation(0, (8,))
+    assert set(expected) == {"val/loss", "val/top1"}
+    for ours in on_ranks(_validation, counts):
+        torch.testing.assert_close(ours, expected, rtol=1e-6, atol=0)

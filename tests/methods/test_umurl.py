@@ -195,37 +195,30 @@ def test_weight_decay_can_leave_out_vectors_and_tables():
     assert len(left_out) + len(decayed["params"]) == len(names)
 
 
-def _rank(rank, folder):
-    torch.set_num_threads(1)  # a forked process must not use the thread pool of its parent
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(_step(clips().select(torch.arange(4) + 4 * rank), 2), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def _step(batch, world):
-    """Loss, averaged gradients and buffers of one step in double precision."""
+def _step(rank, counts):
+    """What a step logs, averaged gradients, buffers and then features, in double precision."""
     method = make().double()
-    views = [(view.double(), mask) for view, mask in method.views(batch)]
-    terms = method.objective(*method.embed(views))
-    terms.total.backward()
+    batch = clips().select(torch.arange(8).split(counts)[rank])
+    made = method.views
+    method.views = lambda batch: [(view.double(), mask) for view, mask in made(batch)]
+    out = method.training_step(batch)
+    out["loss"].backward()
     gradients = {name: p.grad.clone() for name, p in method.named_parameters()}
-    if world > 1:
+    if len(counts) > 1:
         for gradient in gradients.values():
             torch.distributed.all_reduce(gradient)
-            gradient /= world
-    return {"loss": terms.total.detach(), "gradients": gradients, "buffers": dict(method.named_buffers())}
+            gradient /= len(counts)
+    views, mask = method.eval().sample(clips())
+    found = {"logged": {name: value.detach() for name, value in out.items()}, "gradients": gradients}
+    return found | {"buffers": dict(method.named_buffers()), "features": method.encode(views.double(), mask=mask)}
 
 
 @pytest.mark.ddp
-def test_two_processes_equal_one_with_the_whole_batch(tmp_path):
-    torch.multiprocessing.start_processes(_rank, (str(tmp_path),), nprocs=2, start_method="fork")  # imports once
-    expected = _step(clips(), 1)
-    for rank in range(2):
-        ours = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        torch.testing.assert_close(ours["loss"], expected["loss"], rtol=1e-12, atol=0)
-        for part in ("gradients", "buffers"):
-            for name, value in expected[part].items():
-                torch.testing.assert_close(ours[part][name], value, rtol=1e-9, atol=1e-11, msg=name)
+@pytest.mark.parametrize("counts", [(4, 4), (2, 2, 2, 2)])
+def test_processes_equal_one_with_the_whole_batch(on_ranks, counts):
+    expected = _step(0, (8,))
+    for ours in on_ranks(_step, counts):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-11)
 
 
 def test_trains_under_lightning(tmp_path):
