@@ -104,8 +104,14 @@ class Learner(pl.LightningModule):
             return self.scheduler(optimizer)
         if self._trainer is None:
             raise SkelactError("the schedule counts epochs in steps: without a trainer, give scheduler.steps_per_epoch")
-        self.trainer.fit_loop.setup_data()
-        count = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            self.trainer.fit_loop.setup_data()
+            batches = self.trainer.num_training_batches
+        else:  # the trainer's own loader is not made yet: a continued run does not know here where it stands
+            batches, limit = len(data.train_dataloader()), self.trainer.limit_train_batches
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        count = math.ceil(batches / self.trainer.accumulate_grad_batches)
         return self.scheduler(optimizer, steps_per_epoch=count)  # type: ignore[call-arg]
 
 

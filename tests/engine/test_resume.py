@@ -78,3 +78,17 @@ def test_other_overrides_are_refused(skelact_run, tmp_path, trained, capsys):
     (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
     assert skelact_run("resume=run", tiny=False) == 2
     assert "last.ckpt" in capsys.readouterr().err
+
+
+def test_within_an_epoch_of_a_schedule_that_counts_its_steps(skelact_run, tmp_path):
+    """How many they are must not be asked of a loader that does not know yet where it goes on."""
+    options = [
+        "data=custom", "data.name=tiny", "data.batch_size=8", "frames=8", "callbacks=minimal", "trainer=cpu",
+        "augment=umurl", "augment.transform.transforms.0.joints=2", "backbone.width=8", "method=actionmae",
+        "method.width=8", "method.num_heads=2", "method.fusion_depth=1", "protocol=supervised",
+        "protocol.baselines=false",
+    ]  # fmt: skip
+    assert skelact_run(*options, "trainer.max_steps=4", "run_dir=whole", tiny=False) == 0
+    assert skelact_run(*options, "trainer.max_steps=2", "run_dir=part", tiny=False) == 0
+    assert skelact_run("resume=part", "trainer.max_steps=4", tiny=False) == 0
+    assert_same(tmp_path / "part", tmp_path / "whole")
