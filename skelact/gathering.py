@@ -74,8 +74,8 @@ def _flat_config(path: Path) -> dict[str, Any] | None:
         raise ResultsError(f"{path}: cannot be read ({error})") from error
 
 
-# Where a run lies, who watched it and on what it ran does not make it another one; nor do the checkpoint or the run whose
-# encoders it begins with, which have a seed of their own.
+# Where a run lies, who watched it and on what it ran does not make it another one; nor do the checkpoint and the run
+# whose encoders it begins with, which have a seed of their own.
 _NOT_TOLD = {
     "run_dir",
     "resume",

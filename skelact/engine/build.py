@@ -231,6 +231,12 @@ def build_data(node: Mapping[str, Any]) -> Any:
     return build({key: value for key, value in node.items() if key not in PREPARE_ONLY}, "data")
 
 
+def attach(datamodule: Any, method: Any) -> None:
+    """Let data that a method's frozen encoder shall go over once (`data.cache_features=true`) know the method."""
+    if hasattr(datamodule, "attach"):
+        datamodule.attach(method)
+
+
 def _guilty(error: BaseException, node: Mapping[str, Any]) -> str:
     """The target whose constructor failed: the node itself, or one inside it, as Hydra's message has it."""
     found = re.search(r"full_key: (\S+)", str(error))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 
 from skelact.engine.announce import announce, show, show_finished
-from skelact.engine.build import blank, build, build_data, locate, released
+from skelact.engine.build import attach, blank, build, build_data, locate, released
 from skelact.engine.settings import ConfigError, freeze, write_yaml
 from skelact.errors import SkelactError
 
@@ -235,12 +235,6 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return records
-
-
-def attach(datamodule: Any, method: Any) -> None:
-    """Let data that a method's frozen encoder shall go over once (`data.cache_features=true`) know the method."""
-    if hasattr(datamodule, "attach"):
-        datamodule.attach(method)
 
 
 def untrained(config: Mapping[str, Any], seed: int) -> Any:
