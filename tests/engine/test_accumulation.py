@@ -39,7 +39,7 @@ def test_parts_are_the_whole(skelact_run, tmp_path, recipe, clips, parts, steps)
 REASONS = {
     "umurl": "variances", "skeletonclr": "keys", "crosclr": "keys", "aimclr": "keys", "caca": "second stage",
     "skeletonbyol": "data_bn normalises", "cmal": "data_bn normalises", "maskclr": "contrasts", "supcon": "contrasts",
-    "motionbert": "heads.all.norm normalises",
+    "motionbert": "heads.all.norm normalises", "actionmae": "means over the tokens",
 }  # fmt: skip
 
 
