@@ -9,10 +9,15 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import nn
 
+from skelact.clips import RaggedClips
 from skelact.data.media import MediaWriter
+from skelact.data.multimodal import MultiModalDataModule
 from skelact.data.writer import StoreWriter
+from skelact.transforms.draws import Draws
 
 from .conftest import make_card
 
@@ -70,3 +75,64 @@ def _png(image):
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, "png")
     return stream.getvalue()
+
+
+CPU = torch.device("cpu")
+ALL = ("skeleton", "inertial", "depth", "rgb")
+
+
+class Shift(nn.Module):
+    """In place of a real transform: brightness as a number, in training one random shift a clip."""
+
+    def forward(self, images, mask, draws):
+        assert images.dtype == torch.uint8 and images.ndim == 5
+        out = images.float().mean((2, 3, 4))[:, :, None, None, None].expand(-1, -1, 3, 2, 2)
+        if draws is not None:
+            out = out + draws.uniform("shift")[:, None, None, None, None]
+        return out * mask[:, :, None, None, None]
+
+
+IMAGES = {"depth": Shift(), "rgb": Shift()}
+
+
+def modal(root, modalities=ALL, **options):
+    options = {"images": IMAGES, "frames": 4, "signal_frames": 8, "batch_size": 4, "eval_batch_size": 5, **options}
+    return MultiModalDataModule(str(root / "toy"), "xsub", list(modalities), **options)
+
+
+def by_number(module, batch):
+    """Clip number -> modality -> what came out of it."""
+    names = module.store.names[batch.index.numpy()]
+    found = {int(name[1:]): {} for name in names}
+    for name, part in batch.parts.items():
+        rows = batch.rows(name)
+        assert len(rows) == len(part)
+        for at, row in enumerate(rows.tolist()):
+            number = int(names[row][1:])
+            if isinstance(part, RaggedClips):
+                assert int(part.index[at]) == int(batch.index[row]) and int(part.label[at]) == number % 3
+                found[number][name] = part.clip(at)
+            else:
+                found[number][name] = (part.values[at], part.mask[at])
+    return found
+
+
+def epoch_of(module, epoch=0):
+    loader = module.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    batches = [module.transfer_batch_to_device(batch, CPU) for batch in loader]
+    return {k: v for batch in batches for k, v in by_number(module, batch).items()}, batches
+
+
+def draws_of(module, clip, epoch):
+    """Of one clip."""
+    index = module.store.names.tolist().index(f"c{clip:02d}")
+    return Draws(module.seed, epoch, torch.tensor([index]))
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for number, parts in a.items():
+        assert parts.keys() == b[number].keys()
+        for name, value in parts.items():
+            torch.testing.assert_close(value, b[number][name], rtol=0, atol=0)
