@@ -121,7 +121,13 @@ def begin_with(encoders: torch.nn.ModuleDict, source: str) -> None:
         CheckpointError: it has no encoder of one of the names, or one of another shape.
     """
     path = Path(source).expanduser()
-    state = read_state(path / "checkpoints" / "last.ckpt" if path.is_dir() else path)
+    file = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if not file.is_file():
+        raise CheckpointError(
+            f"method.pretrained={source}: there is no such run or checkpoint; train that run first, give another, or "
+            f"set method.pretrained=null"
+        )
+    state = read_state(file)
     for name, encoder in encoders.items():
         prefix = f"encoders.{name}."
         own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

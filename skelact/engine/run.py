@@ -183,6 +183,9 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
         if pretrained is not None:
             take_backbone(method, pretrained, str(config["checkpoint"]))
     attach(datamodule, method)
+    protocols = {name: build(_node(config, name), f"protocol {name}") for name in _plan(config)}
+    for protocol in protocols.values():  # what no training can mend is said before there is one
+        getattr(protocol, "check", lambda *_: None)(method, datamodule)
     fresh, trained, alone = pretrained is None and not released(config), False, functools.cache(_alone_again)
     device = pick_device(config["trainer"])
     records: list[Record] = []
@@ -192,8 +195,7 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
         loggers = _loggers(config, run_dir)
         if first:
             announce(config, datamodule, method, _plan(config), device)
-        for number, name in enumerate(_plan(config)):
-            protocol = build(_node(config, name), f"protocol {name}")
+        for number, (name, protocol) in enumerate(protocols.items()):
             extra: dict[str, Any] = {
                 "checkpoint": _checkpoint_name(config, run_dir, trained),
                 "scores": run_dir / SCORES,

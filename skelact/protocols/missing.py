@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,10 @@ from skelact.protocols.linear import LinearProbe, train_heads
 from skelact.protocols.retrieval import few_label_correct, knn_correct
 from skelact.protocols.subset_fills import LATE, chosen_fills, classified, filled, nearest_poses
 from skelact.protocols.subset_scores import RATES, SubsetScores, choose_subsets, half, hits
+
+if TYPE_CHECKING:
+    from skelact.data.datamodules import SkeletonDataModule
+    from skelact.methods.base import Method
 
 
 class MissingStreams(Protocol):
@@ -86,6 +90,15 @@ class MissingStreams(Protocol):
         self.recipe_name = recipe
         self.recipe = get_recipe(self.probe.recipe)
         self.label = label
+
+    def check(self, method: Method, datamodule: SkeletonDataModule) -> None:
+        """Before anything is trained.
+
+        Raises:
+            SkelactError: subsets of streams that a method has not, or fills that it does not know.
+        """
+        choose_subsets(method.streams, getattr(method, "groups", None), self.subsets)
+        chosen_fills(Subject("", "pretrained", method, datamodule), self.fills)
 
     def answers(self, subjects: Iterable[Subject], seed: int) -> Iterator[tuple[Subject, Answer]]:
         """Rows of all subjects; per-clip scores are kept of the method's own."""

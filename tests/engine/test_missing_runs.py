@@ -66,3 +66,10 @@ def test_wrong_requests_are_refused_in_one_line(skelact_run, judged, capsys, opt
     ask = [f"checkpoint={judged}", "protocol=missing", "trainer=cpu", "callbacks=minimal", "run_dir=wrong"]
     assert skelact_run(*ask, option, tiny=False) == 2
     assert words in capsys.readouterr().err
+
+
+def test_wrong_requests_are_refused_before_the_training(skelact_run, tmp_path, capsys):
+    ask = ["evaluate=[missing]", "protocols.missing.fills=[reconstruct]", "run_dir=early"]
+    assert skelact_run(*TRAIN, *ask, tiny=False) == 2
+    assert "choose from drop, zero_input" in capsys.readouterr().err
+    assert not (tmp_path / "early" / "checkpoints").exists()

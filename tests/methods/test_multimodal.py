@@ -414,5 +414,7 @@ def test_encoders_begin_with_those_of_a_run(tmp_path):
         close(dict(method.encoder(name).state_dict()), dict(experts.encoder(name).state_dict()), rtol=0, atol=0)
     with pytest.raises(SkelactError, match=r"has no encoder of joint \(there are inertial, rgb, skeleton\)"):
         make("sum", ("joint",), pretrained=str(tmp_path))
+    with pytest.raises(SkelactError, match=r"method\.pretrained=nowhere: there is no such run"):
+        make("sum", ("inertial",), pretrained="nowhere")
     with pytest.raises(SkelactError, match="inertial: does not match SignalEncoder: misshaped"):
         make("sum", ("inertial",), width=16, pretrained=str(tmp_path))
