@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from skelact.backbones.dstformer import DSTformer
-from skelact.benchmarks.straightforward_dstformer import StraightforwardDSTformer
+from skelact.benchmarks.straightforward.dstformer import StraightforwardDSTformer
 
 JOINTS = 17
 

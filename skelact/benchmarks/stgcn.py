@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from skelact.backbones.stgcn import STGCN
-from skelact.benchmarks.straightforward_stgcn import StraightforwardSTGCN
+from skelact.benchmarks.straightforward.stgcn import StraightforwardSTGCN
 
 STREAMS = ("joint", "bone", "motion")
 

@@ -197,16 +197,16 @@ def _straightforward(method: Any, step: _SkeletonStep, device: torch.device, sec
 
     if not isinstance(method, UmURL):
         return {}
-    from skelact.benchmarks.straightforward_umurl import StraightforwardUmURL
+    from skelact.benchmarks.straightforward.umurl import StraightforwardUmURL
 
     batch = step.batch()
-    views = [view for view, _ in method.views(batch)]
+    views = method.views(batch)
     plain = StraightforwardUmURL(method).to(device)
     optimizer = torch.optim.Adam(plain.parameters(), lr=5e-4, weight_decay=1e-5)
 
     def plain_step() -> None:
         with step.autocast():
-            loss = plain.loss(views)
+            loss = plain.loss(batch, views)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

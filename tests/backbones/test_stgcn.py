@@ -8,7 +8,7 @@ import torch
 
 from skelact.backbones.stgcn import STGCN, attention_drop
 from skelact.backbones.stgcn_blocks import keep_mask, temporal_conv
-from skelact.benchmarks.straightforward_stgcn import StraightforwardSTGCN
+from skelact.benchmarks.straightforward.stgcn import StraightforwardSTGCN
 
 FOLDER = Path(__file__).parents[1] / "golden" / "aimclr"
 FORMS = ("plain", "grouped")

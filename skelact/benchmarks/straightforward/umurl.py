@@ -6,13 +6,14 @@ inputs, each embedding's full covariance matrix, plain batch normalisation. Sing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from skelact.backbones.transformer import sinusoids
 from skelact.backbones.umurl import UmURLEncoder, code_of
+from skelact.benchmarks.straightforward.base import StraightforwardMethod, Views
 from skelact.methods.umurl import UmURL
 from skelact.skeleton.streams import derive
 
@@ -73,7 +74,7 @@ class _Backbone(nn.Module):
         self.ma_encoder = _Encoder(theirs.width, theirs.depth, theirs.num_heads, theirs.hidden)
 
 
-class StraightforwardUmURL(nn.Module):
+class StraightforwardUmURL(StraightforwardMethod):
     """The same network and loss as a :class:`UmURL`, with a copy of its weights.
 
     Args:
@@ -99,11 +100,11 @@ class StraightforwardUmURL(nn.Module):
             self.add_module(f"{code_of(stream)}_projector", nn.Sequential(*layers))
         self.load_state_dict(method.state_dict())
 
-    def loss(self, views: Sequence[Tensor]) -> Tensor:
-        """Loss of one step from `len(streams) + 1` joint views `(N, M, T, V, C)`."""
+    def loss(self, batch: Any, views: Views) -> Tensor:
+        """Loss of one step from `len(streams) + 1` joint views; masks are not read."""
         backbone = self.backbone
         embedding = {stream: backbone.get_submodule(f"{code_of(stream)}_emb") for stream in self.streams}
-        *single, last = views
+        *single, last = (view for view, _ in views)
         uni_features = []
         for stream, view in zip(self.streams, single, strict=True):
             x = derive(view, [stream], self.layout)[stream]

@@ -1,0 +1,30 @@
+"""What a straightforward form of a method is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+Views = Sequence[tuple[Tensor, Tensor | None]]
+
+
+class StraightforwardMethod(nn.Module):
+    """A method's training step as one would write it down from the paper, with a copy of its weights.
+
+    Same numbers as the method's own step, single process, in the layers of torch: one network call for each view and
+    stream, every person slot, attention matrices in memory, optimisers that walk from tensor to tensor.
+    """
+
+    def loss(self, batch: Any, views: Views) -> Tensor:
+        """Loss of one step with its graph; keys that a step leaves behind (queues) are kept.
+
+        Args:
+            batch: clips, of which labels are read.
+            views: training views `(N, M, T, V, C)` with their masks, in the order of the method's own.
+        """
+        raise TypeError(f"{type(self).__name__} does not say what its loss is")
+
+    def follow(self) -> None:
+        """What moves after the optimiser's step: momentum networks of methods that do it then."""
