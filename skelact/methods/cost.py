@@ -5,8 +5,8 @@ of every clip is there. Training costs three times the forward pass of what has 
 once that of what has none: momentum networks, frozen parts.
 
 Our faster algorithms do less: ST-GCN multiplies spectra, UmURL's attention folds weights together, absent persons are
-left out. So that figures can be compared, what is counted is a copy of the network in its straightforward form, on the
-meta device, where nothing is computed. Losses count as they are written.
+left out. So that figures can be compared, what is counted is a copy of the network in its straightforward form, on
+the meta device, where there are no numbers. Losses count as they are written.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ from skelact.clips import ModalClips, RaggedClips, zero_clips
 from skelact.methods.base import Method
 from skelact.methods.multimodal import MultiModal
 
-PLAIN = {"form": "grouped", "ignore_absent": False, "joined": False, "pack": "never", "use_mask": False}
+PLAIN = {
+    "form": "grouped", "ignore_absent": False, "joined": False, "loss_in_autocast": False, "pack": "never",
+    "use_mask": False,
+}  # fmt: skip
 """What layers are told to be in their straightforward form, on every person slot and frame."""
 
 Views = Sequence[tuple[Tensor, Tensor | None]]
@@ -87,12 +90,12 @@ def gflops(network: nn.Module, call: Call, training: bool = False) -> float:
     Args:
         network: it is not touched.
         call: does it, with a copy of the network and inputs on the device that it is told: the meta device or, where a
-            network of yours looks at values, which are not there, the processor.
+            network of yours looks at values, which are not there, the CPU.
         training: in training mode, and with what the backward pass costs.
     """
     try:
         return _count(network, call, training, torch.device("meta"))
-    except (NotImplementedError, RuntimeError):
+    except RuntimeError:
         return _count(network, call, training, torch.device("cpu"))
 
 
@@ -161,16 +164,11 @@ def step_gflops(method: nn.Module, given: Views | RaggedClips | ModalClips) -> f
 
     def step(plain: Any, device: torch.device) -> None:
         views = [(torch.zeros(shape, device=device), None) for shape in shapes]
+        clips, persons, _, *joint = shapes[0]
         plain.views = lambda batch: views
-        plain.training_step(_ragged(shapes[0][0], shapes[0][1:], device), 0)
+        plain.training_step(zero_clips(clips, (persons, *joint), views[0][0]), 0)
 
     return gflops(method, step, training=True)
-
-
-def _ragged(count: int, shape: Sequence[int], device: torch.device) -> RaggedClips:
-    """So many clips of one frame; `shape` (M, T, V, C)."""
-    row = torch.zeros(count, dtype=torch.int64, device=device)
-    return RaggedClips(torch.zeros(1, shape[0], *shape[2:], device=device), row, row + 1, row, row)
 
 
 def _giver(method: Any, clips: ModalClips, count: int) -> Callable[[Any, torch.device], ModalClips]:
@@ -185,9 +183,9 @@ def _giver(method: Any, clips: ModalClips, count: int) -> Callable[[Any, torch.d
     def give(plain: Any, device: torch.device) -> ModalClips:
         for name, shape in views.items():
             plain.encoder(name).sampler, plain.encoder(name).augment = _Given(shape), None
-        row = torch.zeros(count, dtype=torch.int64, device=device)
         like = torch.zeros(1, device=device)
         parts = {name: zero_clips(count, shape, like) for name, shape in shapes.items()}
+        row = torch.zeros(count, dtype=torch.int64, device=device)
         everywhere = torch.ones(count, len(parts), dtype=torch.bool, device=device)
         return ModalClips(parts, everywhere, tuple(parts), row, row)
 
