@@ -189,7 +189,7 @@ def test_equals_the_straightforward_form(options):
     """Of ST-GCN: loss, gradients, running statistics; unlabelled clips and unobserved joints are there."""
     method, batch = make(**options).double(), clips()
     batch.label[2] = -1
-    plain = straightforward(method).double().train()
+    plain = straightforward(method).train()
     mask = torch.rand(len(batch), 1, 8, 20, generator=torch.Generator().manual_seed(0)) > 0.2
     views = [(view.double(), mask) for view, _ in method.views(batch)]
     method.views = lambda _: views

@@ -37,7 +37,7 @@ def _network(encoder: nn.Module) -> nn.Module:
 def _head(theirs: nn.Module) -> nn.Module:
     if not isinstance(theirs, ActionHead):
         return copy.deepcopy(theirs)
-    norm = nn.BatchNorm1d(theirs.norm.num_features)
+    norm = nn.BatchNorm1d(theirs.norm.num_features, dtype=theirs.norm.weight.dtype)
     norm.load_state_dict(theirs.norm.state_dict())
     return nn.Sequential(copy.deepcopy(theirs.fc1), norm, nn.ReLU(), copy.deepcopy(theirs.fc2))
 
