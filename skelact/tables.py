@@ -298,9 +298,14 @@ def paired_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]
         "95 % interval of a bootstrap of whole recordings; p: exact McNemar test of single clips, not corrected for "
         "the number of rows, and too small where recordings have several clips: there the interval decides"
     )
-    table = _new_table(title, [note])
+    return cells_table(title, header, rows, "scores", note)
+
+
+def cells_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], left: str, *notes: str) -> Table:
+    """Cells for the terminal, none wrapped; all columns but `left` are numbers."""
+    table = _new_table(title, notes)
     for name in header:
-        table.add_column(name, justify="left" if name == "scores" else "right", no_wrap=True)
+        table.add_column(name, justify="left" if name == left else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return table

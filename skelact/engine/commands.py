@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -170,38 +171,62 @@ _MEASURES = {
 
 def benchmark(cfg: DictConfig) -> int:
     """Measure preparation, data, probes or training on this machine; or make up the files to do so with."""
-    from rich.console import Console
-
     kind = str(cfg.kind)
-    if kind == "method" and "modalities" in cfg.data:
-        from skelact.benchmarks.multimodal import measure as measure_modalities
-
-        media: Any = OmegaConf.to_container(cfg.data.media, resolve=True)
-        numbers = measure_modalities(_resolved(cfg), media)
-    elif kind == "method":
-        from skelact.benchmarks.training import measure
-
-        numbers = measure(_resolved(cfg))
-    elif kind in _MEASURES:
-        module, _, name = _MEASURES[kind].rpartition(".")
-        function = getattr(importlib.import_module(module), name)
-        asked: dict[str, Any] = {key: cfg[key] for key in ("seconds", "threads", "seed", "clips", "target", "archive")}
-        if kind == "simulate" and cfg.target is None:
-            raise SkelactError("benchmark simulate: say where the made-up files shall go: target=FOLDER")
-        known = inspect.signature(function).parameters
-        numbers = function(**{key: value for key, value in asked.items() if key in known and value is not None})
-    else:
-        raise SkelactError(f"benchmark kind={kind} is none of {', '.join(_MEASURES)}, method")
-    console = Console(highlight=False, soft_wrap=True)
-    for key, value in numbers.items():
-        text = f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1e4 else value
-        text = f"{text:.4g}" if isinstance(text, float) else text
-        console.print(f"{key:44s} {text}", markup=False)
+    if kind in ("method", "methods"):
+        return _benchmark_methods(cfg, kind)
+    if kind not in _MEASURES:
+        raise SkelactError(f"benchmark kind={kind} is none of {', '.join(_MEASURES)}, method, methods")
+    module, _, name = _MEASURES[kind].rpartition(".")
+    function = getattr(importlib.import_module(module), name)
+    asked: dict[str, Any] = {key: cfg[key] for key in ("seconds", "threads", "seed", "clips", "target", "archive")}
+    if kind == "simulate" and cfg.target is None:
+        raise SkelactError("benchmark simulate: say where the made-up files shall go: target=FOLDER")
+    known = inspect.signature(function).parameters
+    numbers = function(**{key: value for key, value in asked.items() if key in known and value is not None})
+    _print_numbers(numbers)
     if cfg.output:
         from skelact.engine.files import replace_text
 
         replace_text(Path(str(cfg.output)), json.dumps(numbers, indent=1) + "\n")
     return 0
+
+
+def _benchmark_methods(cfg: DictConfig, kind: str) -> int:
+    """Training steps of one method as a list, of all as a table; results.json of both."""
+    from hydra.core.hydra_config import HydraConfig
+    from rich.console import Console
+
+    from skelact.benchmarks import methods
+    from skelact.benchmarks.training import measure
+    from skelact.results import write_records
+    from skelact.tables import cells_table, print_wide
+
+    file = Path(str(cfg.output or cfg.run_dir + "/results.json"))
+    if kind == "method":
+        media: Any = OmegaConf.to_container(cfg.data.media, resolve=True) if "modalities" in cfg.data else None
+        config = _resolved(cfg)
+        numbers = measure(config, media)
+        _print_numbers(numbers)
+        records = [methods.as_record(numbers, config)]
+    else:
+        own = ("kind", "sizes", "only", "seconds", "output", "run_dir")
+        overrides = [o for o in HydraConfig.get().overrides.task if o.partition("=")[0].lstrip("+") not in own]
+        only = [cfg.only] if isinstance(cfg.only, str) else list(cfg.only or [])
+        records = methods.measure(str(cfg.sizes), only, overrides, float(cfg.seconds))
+        print_wide([cells_table("training steps", *methods.table(records), "method")], Console(highlight=False))
+    write_records(file, records)
+    print(f"written to {file}")
+    return 0
+
+
+def _print_numbers(numbers: Mapping[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    for key, value in numbers.items():
+        text = f"{value:,.0f}" if isinstance(value, float) and abs(value) >= 1e4 else value
+        text = f"{text:.4g}" if isinstance(text, float) else text
+        console.print(f"{key:44s} {text}", markup=False)
 
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:

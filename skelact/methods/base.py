@@ -65,6 +65,14 @@ class Learner(pl.LightningModule):
         """A trainer leaves modules in the mode in which it finds them, and a checkpoint's are in that of evaluation."""
         self.train()
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """The optimiser's step, then :meth:`stepped`."""
+        super().optimizer_step(*args, **kwargs)
+        self.stepped()
+
+    def stepped(self) -> None:
+        """What moves after each step of the optimiser."""
+
     def report(self, values: Mapping[str, Tensor], batch_size: int) -> None:
         """Log detached values as `train/<name>` where a trainer is attached; nothing is read back to the host."""
         if self._trainer is not None:

@@ -86,9 +86,8 @@ class SkeletonBYOL(MomentumMethod):
         """Whether the target network moves in this epoch."""
         return self.teacher is not None
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """The optimiser's step, then the target network's."""
-        super().optimizer_step(*args, **kwargs)
+    def stepped(self) -> None:
+        """The target network moves after the optimiser."""
         self.follow()
 
     def follow(self) -> None:
