@@ -8,6 +8,7 @@ from typing import Any
 from skelact.benchmarks.straightforward.base import StraightforwardMethod
 
 FORMS = {
+    "Supervised": "classifier.StraightforwardSupervised",
     "UmURL": "umurl.StraightforwardUmURL",
 }
 """Method class and its straightforward form in this package."""
