@@ -8,6 +8,8 @@ from typing import Any
 from skelact.benchmarks.straightforward.base import StraightforwardMethod
 
 FORMS = {
+    "MaskCLR": "maskclr.StraightforwardMaskCLR",
+    "SupCon": "supcon.StraightforwardSupCon",
     "Supervised": "classifier.StraightforwardSupervised",
     "UmURL": "umurl.StraightforwardUmURL",
 }

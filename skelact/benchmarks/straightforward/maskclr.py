@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skelact.benchmarks.straightforward.base import StraightforwardMethod, Views
+from skelact.benchmarks.straightforward.base import StraightforwardMethod, Views, derived
+from skelact.benchmarks.straightforward.classifier import head_form
 from skelact.benchmarks.straightforward.supcon import supervised_contrast
 from skelact.benchmarks.straightforward.tokens import token_form
 from skelact.methods.maskclr import PRESETS, MaskCLR
-from skelact.skeleton.streams import derive
 from skelact.transforms.draws import Draws
 
 
@@ -29,27 +28,28 @@ class StraightforwardMaskCLR(StraightforwardMethod):
         super().__init__()
         if method.switches != PRESETS["corrected"] or not method.bn_update_on_masked:
             raise TypeError("the straightforward form is of MaskCLR's corrected preset")
-        self.method = (method.streams, method.layout, method.seed, method.current_epoch)
-        self.contrasting, self.smoothing = method.contrasting, method.label_smoothing
+        self.streams, self.layout, self.use_mask = method.streams, method.layout, method.use_mask
+        self.seed, self.epoch, self.contrasting = method.seed, method.current_epoch, method.contrasting
+        self.smoothing = method.label_smoothing
         self.ratio, self.mask_temperature = method.ratio, method.mask_temperature
         self.temperatures = method.sample_temperature, method.class_temperature
         self.backbone = token_form(method.backbone)
-        self.dropout, self.head = nn.Dropout(method.dropout.p), copy.deepcopy(method.head)
+        self.dropout = nn.Dropout(method.dropout.p)
+        *hidden, self.classifier = head_form(method.head).children()
+        self.hidden = nn.Sequential(*hidden)
 
     def loss(self, batch: Any, views: Views) -> Tensor:
         """Cross-entropy of both pathways, NT-Xent of a clip's two features, supervised contrast of all."""
-        streams, layout, seed, epoch = self.method
         ((view, mask),) = views
-        view = view if mask is None else view.masked_fill(~mask[..., None], 0)
-        (x,) = derive(view, streams, layout, mask).values()
+        (x,) = derived(view, mask, self.streams, self.layout, self.use_mask).values()
         present = self.backbone.present(x, mask)
         tokens, importance = self.backbone.represent(x)
-        first = self.head.hidden(self.dropout(self.backbone.pool(tokens, present)))
+        first = self.hidden(self.dropout(self.backbone.pool(tokens, present)))
         if not self.contrasting:
             return self.cross_entropy(first, batch.label)
-        uniform = Draws(seed, epoch, batch.index).uniform("agpm", *importance.shape[1:])
+        uniform = Draws(self.seed, self.epoch, batch.index).uniform("agpm", *importance.shape[1:])
         tokens, _ = self.backbone.represent(x, self.mask(importance, uniform))
-        second = self.head.hidden(self.dropout(self.backbone.pool(tokens, present)))
+        second = self.hidden(self.dropout(self.backbone.pool(tokens, present)))
         ce = (self.cross_entropy(first, batch.label) + self.cross_entropy(second, batch.label)) / 2
         of_samples, of_classes = self.temperatures
         sample = self.ntxent(first, second, of_samples)
@@ -57,7 +57,7 @@ class StraightforwardMaskCLR(StraightforwardMethod):
 
     def cross_entropy(self, hidden: Tensor, label: Tensor) -> Tensor:
         """Of one pathway's hidden features."""
-        return F.cross_entropy(self.head.fc2(hidden), label, ignore_index=-1, label_smoothing=self.smoothing)
+        return F.cross_entropy(self.classifier(hidden), label, ignore_index=-1, label_smoothing=self.smoothing)
 
     def mask(self, importance: Tensor, uniform: Tensor) -> Tensor:
         """Joints of each person's clip drawn by their importance (Gumbel top-k), `(N, M, T, V)` bool."""

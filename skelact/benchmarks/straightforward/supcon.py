@@ -1,4 +1,4 @@
-"""Supervised contrast of an embedding as one would write it down from the paper, to measure the library's step against."""
+"""Supervised contrast of an embedding as one would write it down, to measure the library's step against."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skelact.benchmarks.straightforward.base import StraightforwardMethod, Views
+from skelact.benchmarks.straightforward.base import StraightforwardMethod, Views, derived
 from skelact.benchmarks.straightforward.tokens import token_form
 from skelact.methods.supcon import SupCon
-from skelact.skeleton.streams import derive
 
 
 class StraightforwardSupCon(StraightforwardMethod):
     """The same network and loss as a :class:`SupCon` of a token encoder, with a copy of its weights.
 
     Args:
-        method: whose sizes, weights and temperature are taken; it reads streams with the mask, as corrected.
+        method: whose sizes, weights and temperature are taken.
     """
 
     def __init__(self, method: SupCon) -> None:
         super().__init__()
-        self.streams, self.layout, self.temperature = method.streams, method.layout, method.temperature
+        self.streams, self.layout, self.use_mask = method.streams, method.layout, method.use_mask
+        self.temperature = method.temperature
         self.backbone = token_form(method.backbone)
         self.dropout, self.head = nn.Dropout(method.dropout.p), copy.deepcopy(method.head)
 
@@ -33,8 +33,7 @@ class StraightforwardSupCon(StraightforwardMethod):
         """SupCon (Khosla et al., NeurIPS 2020) of the views of all clips."""
         embeddings = []
         for view, mask in views:
-            view = view if mask is None else view.masked_fill(~mask[..., None], 0)
-            feature = self.backbone(derive(view, self.streams, self.layout, mask), mask)
+            feature = self.backbone(derived(view, mask, self.streams, self.layout, self.use_mask), mask)
             embeddings.append(self.head(self.dropout(feature)))
         return supervised_contrast(embeddings, batch.label, self.temperature)
 
