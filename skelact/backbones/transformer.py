@@ -16,50 +16,39 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-class _ShortAttention(torch.autograd.Function):
-    """Projection and attention of one head, for short sequences on a CPU.
-
-    PyTorch's CPU kernel works sequence by sequence, and the pieces of a packed projection are strided, which costs
-    copies in both directions. Here queries, keys and values are blocks of their own and all work is large products.
-    """
+class _JoinedAttention(torch.autograd.Function):
+    """`softmax((x A + c) x') x` of each sequence in `x`, for the CPU: as large products, gradients added in place."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
         n, s, d = x.shape
-        rows = x.reshape(n * s, d)
-        qkv = x.new_empty(3, n, s, d)
-        for block, w, b in zip(qkv.view(3, n * s, d), weight.view(3, d, d), bias.view(3, d), strict=True):
-            torch.addmm(b, rows, w.t(), out=block)
-        q, k, v = qkv
-        attention = torch.baddbmm(x.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=d**-0.5).softmax(-1)
-        ctx.save_for_backward(rows, weight, qkv, attention)
-        return attention.bmm(v)
+        queries = torch.addmm(shift, x.reshape(n * s, d), matrix).view(n, s, d)
+        attention = queries.bmm(x.transpose(1, 2)).softmax(-1)
+        ctx.save_for_backward(x, matrix, queries, attention)
+        return attention.bmm(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
-        rows, weight, (q, k, v), attention = ctx.saved_tensors
-        n, s, d = q.shape
-        out = torch.empty_like(q[None].expand(3, n, s, d), memory_format=torch.contiguous_format)
+        x, matrix, queries, attention = ctx.saved_tensors
+        n, s, d = x.shape
         grad = grad.contiguous()
-        slope = torch._softmax_backward_data(grad.bmm(v.transpose(1, 2)), attention, -1, attention.dtype)
-        slope.mul_(d**-0.5)
-        torch.bmm(slope, k, out=out[0])
-        torch.bmm(slope.transpose(1, 2), q, out=out[1])
-        torch.bmm(attention.transpose(1, 2), grad, out=out[2])
-        out = out.view(3, n * s, d)
-        grad_weight = torch.empty_like(weight).view(3, d, d)
-        for block, w in zip(out, grad_weight, strict=True):
-            torch.mm(block.t(), rows, out=w)
-        grad_rows = None
-        if ctx.needs_input_grad[0]:
-            wq, wk, wv = weight.view(3, d, d)
-            grad_rows = (out[0] @ wq).addmm_(out[1], wk).addmm_(out[2], wv).view(n, s, d)
-        return grad_rows, grad_weight.view(3 * d, d), out.sum(1).view(3 * d)
+        slope = torch._softmax_backward_data(grad.bmm(x.transpose(1, 2)), attention, -1, attention.dtype)
+        of_queries = slope.bmm(x).view(n * s, d)
+        of_matrix, of_shift = x.reshape(n * s, d).t() @ of_queries, of_queries.sum(0)
+        if not ctx.needs_input_grad[0]:
+            return None, of_matrix, of_shift
+        of_x = attention.transpose(1, 2).bmm(grad).baddbmm_(slope.transpose(1, 2), queries)
+        of_x.view(n * s, d).addmm_(of_queries, matrix.t())
+        return of_x, of_matrix, of_shift
 
 
 class SelfAttention(nn.Module):
     """Self-attention with one packed query-key-value projection.
+
+    Of one head, queries and keys only meet in `x Wq' Wk x'`, values and output in `Wo Wv x'`: with these products of
+    weights there are two projections of the tokens instead of four, and equal numbers up to rounding. What is the same
+    for all keys of a query cancels in the soft-max, so that the keys' bias gets a gradient of exactly zero.
 
     Args:
         width: token width d.
@@ -80,20 +69,28 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Tokens `(N, S, d)` to `(N, S, d)`; `keep` `(N, S)` bool names the tokens that may be attended to."""
         n, s, d = x.shape
-        if self.num_heads == 1 and keep is None and _short(x):
-            return self.out_proj(_ShortAttention.apply(x, self.in_proj_weight, self.in_proj_bias))
+        bias = None if keep is None else keep[:, None, None, :]
+        if self.num_heads == 1 and n * s >= 2 * d and s <= 2 * d:  # otherwise the products of weights cost more
+            return self._joined(x, bias)
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.view(n, s, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)
-        bias = None if keep is None else keep[:, None, None, :]
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.out_proj(out.transpose(1, 2).reshape(n, s, d))
 
-
-def _short(x: Tensor) -> bool:
-    """Whether a sequence is short enough, on a CPU in full precision, for the S x S matrices to be cheap."""
-    return (
-        x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and x.dtype.itemsize >= 4 and x.shape[1] <= 128
-    )
+    def _joined(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        wq, wk, wv = self.in_proj_weight.chunk(3)
+        bq, bk, bv = self.in_proj_bias.chunk(3)
+        scale = x.shape[-1] ** -0.5
+        matrix, shift = wq.t() @ wk * scale, bq @ wk * scale
+        if bias is None and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
+            out = _JoinedAttention.apply(x, matrix, shift)
+        else:
+            queries = F.linear(x, matrix.t(), shift)
+            out = F.scaled_dot_product_attention(queries[:, None], x[:, None], x[:, None], attn_mask=bias, scale=1.0)[
+                :, 0
+            ]
+        constant = self.out_proj.weight @ bv + self.out_proj.bias + 0 * bk  # every parameter has a gradient
+        return F.linear(out, self.out_proj.weight @ wv, constant)
 
 
 class TransformerLayer(nn.Module):

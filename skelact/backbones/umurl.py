@@ -55,9 +55,12 @@ class StreamEmbedding(nn.Module):
             nn.Linear(inputs, width), nn.LayerNorm(width), nn.ReLU(inplace=True), nn.Linear(width, width)
         )
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """`(N, M, T, V, C)` to temporal `(N, T, d)` and spatial `(N, M*V, d)` embeddings."""
-        return self.t_embedding(temporal_tokens(x)), self.s_embedding(spatial_tokens(x))
+    def forward(self, inputs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Each `(N, M, T, V, C)` to temporal `(N, T, d)` and spatial `(N, M*V, d)` embeddings; all in one pass."""
+        counts = [len(x) for x in inputs]
+        t = self.t_embedding(_joined([temporal_tokens(x) for x in inputs]))
+        s = self.s_embedding(_joined([spatial_tokens(x) for x in inputs]))
+        return list(zip(t.split(counts), s.split(counts), strict=True))
 
 
 class Fusion(nn.Module):
@@ -72,6 +75,10 @@ class Fusion(nn.Module):
         """Embeddings `(N, T, d)` and `(N, M*V, d)` of two or more streams to one pair of the same shapes."""
         t, s = (_mean(tokens) for tokens in zip(*embedded, strict=True))
         return self.t_fusion(t), self.s_fusion(s)
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0]
 
 
 def _mean(tokens: Sequence[Tensor]) -> Tensor:
@@ -188,16 +195,16 @@ class UmURLEncoder(Encoder):
         Nothing in the network mixes rows of a batch, so joining inputs along the batch changes no result; it makes
         fewer and larger matrix products.
         """
-        pairs = [self._embed(x) for x in inputs]
-        keep = self._keep(inputs, masks)
-        t, s = (torch.cat(tokens) if len(tokens) > 1 else tokens[0] for tokens in zip(*pairs, strict=True))
-        return list(self.ma_encoder(t, s, keep).split([len(pair[0]) for pair in pairs]))
-
-    def _embed(self, streams: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        for stream, x in streams.items():
-            self._check(stream, x)
-        embedded = [self.embedding(stream)(x) for stream, x in streams.items()]
-        return self.mm_fusion(embedded) if len(embedded) > 1 else embedded[0]
+        embedded: list[list[tuple[Tensor, Tensor]]] = [[] for _ in inputs]
+        for stream in dict.fromkeys(name for streams in inputs for name in streams):
+            of = [number for number, streams in enumerate(inputs) if stream in streams]
+            for number in of:
+                self._check(stream, inputs[number][stream])
+            for number, pair in zip(of, self.embedding(stream)([inputs[i][stream] for i in of]), strict=True):
+                embedded[number].append(pair)
+        pairs = [self.mm_fusion(found) if len(found) > 1 else found[0] for found in embedded]
+        t, s = (_joined(tokens) for tokens in zip(*pairs, strict=True))
+        return list(self.ma_encoder(t, s, self._keep(inputs, masks)).split([len(pair[0]) for pair in pairs]))
 
     def _check(self, stream: str, x: Tensor) -> None:
         if stream not in self.streams:

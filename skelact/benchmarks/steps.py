@@ -34,7 +34,8 @@ def made_up_clips(
 ) -> RaggedClips:
     """Clips of 60 to 180 frames of smooth random motion, `(F, M, V, C)` float32 on `device`.
 
-    In all but NTU's share of pairs only the first person is there, as the mask says; labels are drawn at random.
+    Where there are several person slots, in all but NTU's share of pairs only the first person is there, as the mask
+    says; labels are drawn at random.
     """
     generator = torch.Generator().manual_seed(seed)
     length = torch.randint(60, 181, (count,), generator=generator)
@@ -49,7 +50,7 @@ def made_up_clips(
         length=length,
         label=torch.randint(classes, (count,), generator=generator),
         index=torch.arange(count),
-        mask=mask,
+        mask=mask if persons > 1 else None,
     ).to(device)
 
 
