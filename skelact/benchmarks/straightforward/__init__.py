@@ -14,6 +14,8 @@ FORMS = {
     "CrosSCLR": "contrastive.StraightforwardCrosSCLR",
     "SkeletonBYOL": "bootstrap.StraightforwardBYOL",
     "SkeletonCLR": "contrastive.StraightforwardSkeletonCLR",
+    "MaskCLR": "maskclr.StraightforwardMaskCLR",
+    "SupCon": "supcon.StraightforwardSupCon",
     "Supervised": "classifier.StraightforwardSupervised",
     "UmURL": "umurl.StraightforwardUmURL",
 }

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from skelact.backbones.stgcn import STGCN
+from skelact.backbones.tokens import TokenEncoder
 from skelact.benchmarks.straightforward.base import StraightforwardMethod, Views, derived
 from skelact.benchmarks.straightforward.stgcn import StraightforwardSTGCN
+from skelact.benchmarks.straightforward.tokens import token_form
 from skelact.methods.layers import ActionHead
 from skelact.methods.supervised import UNLABELLED, Supervised
 
@@ -27,14 +29,28 @@ class _Trunks(nn.Module):
         return {name: self.trunks[name](x) for name, x in streams.items()}
 
 
+class _Joined(nn.Module):
+    """A token encoder: one feature."""
+
+    def __init__(self, encoder: TokenEncoder) -> None:
+        super().__init__()
+        self.encoder = token_form(encoder)
+
+    def forward(self, streams: Mapping[str, Tensor], mask: Tensor | None) -> dict[str, Tensor]:
+        return {"all": self.encoder(streams, mask)}
+
+
 def _network(encoder: nn.Module) -> nn.Module:
     """From streams and mask to features `(N, D)` by the name of their head, with a copy of the encoder's weights."""
     if isinstance(encoder, STGCN):
         return _Trunks(encoder)
+    if isinstance(encoder, TokenEncoder):
+        return _Joined(encoder)
     raise TypeError(f"there is no straightforward form of {type(encoder).__name__} with a classifier")
 
 
-def _head(theirs: nn.Module) -> nn.Module:
+def head_form(theirs: nn.Module) -> nn.Module:
+    """A copy of a linear head, or an :class:`ActionHead` as a sequence of torch's layers."""
     if not isinstance(theirs, ActionHead):
         return copy.deepcopy(theirs)
     norm = nn.BatchNorm1d(theirs.norm.num_features, dtype=theirs.norm.weight.dtype)
@@ -57,7 +73,7 @@ class StraightforwardSupervised(StraightforwardMethod):
         self.streams, self.layout, self.use_mask = method.streams, method.layout, method.use_mask
         self.fusion, self.mode, self.head_only = method.fusion, method.mode, method.head_only
         self.network = _network(method.backbone)
-        self.heads = nn.ModuleDict({name: _head(head) for name, head in method.heads.items()})
+        self.heads = nn.ModuleDict({name: head_form(head) for name, head in method.heads.items()})
         self.dropout = nn.Dropout(method.dropout.p)
         self.cross_entropy = nn.CrossEntropyLoss(ignore_index=UNLABELLED, label_smoothing=method.label_smoothing)
         if self.head_only:
