@@ -49,9 +49,8 @@ def measure(config: Mapping[str, Any], media: Mapping[str, Any] | None = None) -
             from skelact.benchmarks.multimodal import further, modal_step
 
             place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            step: Step = modal_step(config, media or {}, place, device)
-            numbers = _of_step(step, config, seconds)
-            return numbers | further(step, config, seconds)
+            step = modal_step(config, media or {}, place, device)
+            return _of_step(step, config, seconds) | further(step, config, seconds)
         method, data = build_method(config, device), config["data"]
         sizes = int(data["persons"]), method.layout.num_joints, int(data["channels"])
         batch_size = int(data.get("batch_size") or 64)

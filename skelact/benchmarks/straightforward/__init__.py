@@ -8,6 +8,15 @@ from typing import Any
 from skelact.benchmarks.straightforward.base import StraightforwardMethod
 
 FORMS = {
+    "AimCLR": "contrastive.StraightforwardAimCLR",
+    "CACA": "bootstrap.StraightforwardCACA",
+    "CMAL": "bootstrap.StraightforwardCMAL",
+    "CrosSCLR": "contrastive.StraightforwardCrosSCLR",
+    "SkeletonBYOL": "bootstrap.StraightforwardBYOL",
+    "SkeletonCLR": "contrastive.StraightforwardSkeletonCLR",
+    "MaskCLR": "maskclr.StraightforwardMaskCLR",
+    "SupCon": "supcon.StraightforwardSupCon",
+    "Supervised": "classifier.StraightforwardSupervised",
     "UmURL": "umurl.StraightforwardUmURL",
 }
 """Method class and its straightforward form in this package."""
