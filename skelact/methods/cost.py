@@ -24,6 +24,7 @@ from skelact.backbones.base import Encoder
 from skelact.clips import ModalClips, RaggedClips, zero_clips
 from skelact.methods.base import Method
 from skelact.methods.multimodal import MultiModal
+from skelact.objectives import largest
 
 PLAIN = {
     "form": "grouped", "ignore_absent": False, "joined": False, "loss_in_autocast": False, "pack": "never",
@@ -155,20 +156,38 @@ def step_gflops(method: nn.Module, given: Views | RaggedClips | ModalClips) -> f
     Raises:
         TypeError: a batch for a method of skeletons, or views for one of several modalities.
     """
+    return gflops(method, step_of(method, given), training=True)
+
+
+def step_of(method: nn.Module, given: Views | RaggedClips | ModalClips, clips: int | None = None) -> Call:
+    """What has a copy of a method compute the loss of a step on zeros, see :func:`gflops`.
+
+    Args:
+        method: see :func:`step_gflops`.
+        given: likewise.
+        clips: how many there shall be; None: as many as are given.
+
+    Raises:
+        TypeError: a batch for a method of skeletons, or views for one of several modalities.
+    """
     if isinstance(given, RaggedClips | ModalClips) != isinstance(method, MultiModal):
         raise TypeError(f"{type(method).__name__} is given its batch if it reads several modalities, otherwise views")
     if isinstance(given, RaggedClips | ModalClips):
-        give = _giver(method, ModalClips.of(given), len(given))
-        return gflops(method, lambda plain, device: plain.training_step(give(plain, device), 0), training=True)
-    shapes = [view.shape for view, _ in given]
+        give = _giver(method, ModalClips.of(given), clips or len(given))
+        return lambda plain, device: _loss(plain.training_step(give(plain, device), 0))
+    shapes = [(clips or len(view), *view.shape[1:]) for view, _ in given]
 
-    def step(plain: Any, device: torch.device) -> None:
+    def step(plain: Any, device: torch.device) -> Tensor:
         views = [(torch.zeros(shape, device=device), None) for shape in shapes]
-        clips, persons, _, *joint = shapes[0]
+        count, persons, _, *joint = shapes[0]
         plain.views = lambda batch: views
-        plain.training_step(zero_clips(clips, (persons, *joint), views[0][0]), 0)
+        return _loss(plain.training_step(zero_clips(count, (persons, *joint), views[0][0]), 0))
 
-    return gflops(method, step, training=True)
+    return step
+
+
+def _loss(out: Tensor | dict[str, Tensor]) -> Tensor:
+    return out["loss"] if isinstance(out, dict) else out
 
 
 def _giver(method: Any, clips: ModalClips, count: int) -> Callable[[Any, torch.device], ModalClips]:
@@ -180,7 +199,12 @@ def _giver(method: Any, clips: ModalClips, count: int) -> Callable[[Any, torch.d
         if isinstance(part := clips.parts.get(encoder.source), RaggedClips):
             views[name] = encoder.sampler(part, None)[0].shape[1:]
 
+    def agree(batch: ModalClips) -> ModalClips:
+        largest(torch.zeros(len(shapes), 4, dtype=torch.int64))  # the method's own looks at what it learns of others
+        return batch
+
     def give(plain: Any, device: torch.device) -> ModalClips:
+        plain.agree = agree
         for name, shape in views.items():
             plain.encoder(name).sampler, plain.encoder(name).augment = _Given(shape), None
         like = torch.zeros(1, device=device)
