@@ -8,6 +8,8 @@ from typing import Any
 from skelact.benchmarks.straightforward.base import StraightforwardMethod
 
 FORMS = {
+    "ActionMAE": "multimodal.StraightforwardActionMAE",
+    "MultiModal": "multimodal.StraightforwardMultiModal",
     "UmURL": "umurl.StraightforwardUmURL",
 }
 """Method class and its straightforward form in this package."""
