@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -118,6 +120,8 @@ class PreNormTransformer(nn.Module):
         mlp_ratio: inner width of the MLPs over D.
         drop_path: rate of stochastic depth of every block.
     """
+
+    compiles: ClassVar[tuple[str, ...]] = ("forward",)
 
     def __init__(
         self, width: int, depth: int, num_heads: int = 8, mlp_ratio: float = 4.0, drop_path: float = 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -16,11 +16,14 @@ class Encoder(nn.Module):
         streams: names of the streams that it can read.
         stacked: True where every stream has a trunk of its own, all of equal shape, and the feature is theirs side by
             side in the order of `streams`, zeros for a stream that is not given.
+        compiles: names of the methods that `trainer.compile` compiles: tensors in, tensors out, and no shape of theirs
+            depends on values. Any module inside a method may have this.
     """
 
     num_features: int
     streams: tuple[str, ...]
     stacked: bool = False
+    compiles: ClassVar[tuple[str, ...]] = ("forward_features",)
 
     def forward_features(self, streams: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
         """Encode one clip per row.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -172,6 +172,7 @@ class JointConvEncoder(ModalityEncoder):
     """
 
     LAYERS = 10
+    compiles: ClassVar[tuple[str, ...]] = ("frames",)
 
     def __init__(
         self,

@@ -79,6 +79,8 @@ class TokenEncoder(Encoder):
         SkelactError: more than one stream, or an option that is none of those named.
     """
 
+    compiles: ClassVar[tuple[str, ...]] = ("represent",)
+
     LEFT_OUT: ClassVar[Mapping[str, str]] = {}
     """Tensors of released files that the encoder has no use for, and what they are."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -148,6 +148,8 @@ class UmURLEncoder(Encoder):
         mask_absent: leave joints that were never observed in a clip out of spatial attention and pooling; the
             published model encodes them as zeros.
     """
+
+    compiles: ClassVar[tuple[str, ...]] = ("forward_many",)
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,8 @@ class FrameEncoder(nn.Module):
     Raises:
         SkelactError: timm has no such network or weights, or they were demanded and cannot be had.
     """
+
+    compiles: ClassVar[tuple[str, ...]] = ("forward",)
 
     def __init__(
         self,

@@ -296,6 +296,7 @@ def make_trainer(config: Mapping[str, Any], datamodule: Any, method: Any, logger
     from skelact.callbacks.run_card import RunCard
     from skelact.engine.accumulation import accumulating
     from skelact.engine.checkpoint import AtomicCheckpointIO, make_card
+    from skelact.engine.compiling import Compiled
     from skelact.engine.strategies import Reassembled, sharing
 
     logger_id = next((str(logger.version) for logger in loggers if type(logger).__name__ == "WandbLogger"), None)
@@ -305,6 +306,8 @@ def make_trainer(config: Mapping[str, Any], datamodule: Any, method: Any, logger
         if node:
             callbacks.append(build(node, f"callbacks.{name}"))
     trainer = accumulating(config["trainer"], datamodule, method)
+    if mode := trainer.pop("compile", False):
+        callbacks.append(Compiled(mode))
     strategy = sharing(trainer, method)
     # The loader's own sampler deals clips to ranks; batch statistics over ranks are the method's own business.
     return build(

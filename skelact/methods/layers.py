@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +77,8 @@ class StackedMLP(nn.Module):
         outputs: width O.
     """
 
+    compiles: ClassVar[tuple[str, ...]] = ("forward",)
+
     def __init__(self, stack: int, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
         self.hidden = StackedLinear(stack, inputs, hidden)
@@ -105,6 +108,8 @@ class ActionHead(nn.Module):
         outputs: number of classes.
     """
 
+    compiles: ClassVar[tuple[str, ...]] = ("hidden",)
+
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(inputs, hidden)
@@ -128,7 +133,13 @@ class ActionHead(nn.Module):
         return self.fc2(self.hidden(features))
 
 
-def projector(inputs: int, hidden: int, outputs: int, bias: bool = True) -> nn.Sequential:
+class Projector(nn.Sequential):
+    """See :func:`projector`."""
+
+    compiles: ClassVar[tuple[str, ...]] = ("forward",)
+
+
+def projector(inputs: int, hidden: int, outputs: int, bias: bool = True) -> Projector:
     """Three linear layers with batch normalisation and ReLU between them; the last one stays linear.
 
     Args:
@@ -137,7 +148,7 @@ def projector(inputs: int, hidden: int, outputs: int, bias: bool = True) -> nn.S
         outputs: width of the embedding.
         bias: whether the last layer has a bias (VICReg's has none).
     """
-    return nn.Sequential(
+    return Projector(
         nn.Linear(inputs, hidden),
         SyncBatchNorm1d(hidden),
         nn.ReLU(inplace=True),

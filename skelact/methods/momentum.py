@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -219,6 +219,8 @@ class ContrastHead(nn.Module):
         tied: as in the released CrosSCLR, where all streams but the first have a linear layer and ReLU of their own and
             then share the head of the first: one assignment of the code reads the wrong encoder.
     """
+
+    compiles: ClassVar[tuple[str, ...]] = ("raw",)
 
     def __init__(self, stack: int, inputs: int, outputs: int, tied: bool = False) -> None:
         super().__init__()

@@ -22,11 +22,12 @@ from skelact.backbones.signal import SignalEncoder
 from skelact.backbones.stgcn import STGCN
 from skelact.backbones.temporal import TemporalEncoder
 from skelact.backbones.token_autoencoder import TokenAutoencoder
+from skelact.backbones.tokens import TokenEncoder
 from skelact.backbones.transformer import sinusoids_at
-from skelact.backbones.umurl import UmURLEncoder
 from skelact.backbones.video import ImageEncoder
 from skelact.benchmarks.straightforward.base import StraightforwardMethod, Views
 from skelact.benchmarks.straightforward.stgcn import StraightforwardSTGCN
+from skelact.benchmarks.straightforward.tokens import token_form
 from skelact.benchmarks.straightforward.umurl import StraightforwardUmURLEncoder
 from skelact.clips import Frames, ModalClips, RaggedClips
 from skelact.methods.actionmae import ActionMAE
@@ -142,18 +143,21 @@ class _Skeletons(nn.Module):
     def __init__(self, theirs: SkeletonEncoder) -> None:
         super().__init__()
         self.views, self.derive = theirs.views, theirs.derive
-        self.backbone, self.adapter = self.network(theirs.backbone), copy.deepcopy(theirs.adapter)
+        self.reads_mask, self.adapter = isinstance(theirs.backbone, TokenEncoder), copy.deepcopy(theirs.adapter)
+        self.backbone = self.network(theirs.backbone)
 
     @staticmethod
     def network(backbone: Encoder) -> nn.Module:
-        if isinstance(backbone, UmURLEncoder):
-            return StraightforwardUmURLEncoder(backbone)
+        if isinstance(backbone, TokenEncoder):
+            return token_form(backbone)
         if isinstance(backbone, STGCN):
             return StraightforwardSTGCN(backbone)
-        raise TypeError(f"there is no straightforward form of {type(backbone).__name__} among several modalities")
+        return StraightforwardUmURLEncoder(backbone)
 
     def forward(self, part: RaggedClips, draws: Draws) -> Tensor:
-        return self.adapter(self.backbone(self.derive(*self.views(part, draws))))
+        views, mask = self.views(part, draws)
+        streams = self.derive(views, mask)
+        return self.adapter(self.backbone(streams, mask) if self.reads_mask else self.backbone(streams))
 
 
 FORMS: Mapping[type[ModalityEncoder], Callable[[Any], nn.Module]] = {
