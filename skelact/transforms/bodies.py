@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from skelact.skeleton.constants import constant
 from skelact.skeleton.layouts import Layout
 
 
@@ -171,7 +172,9 @@ def horizontal(layout: Layout) -> list[int]:
 def direction(line: Tensor) -> Tensor:
     """Unit vectors along `line` `(..., 2)`; (1, 0), which turns nothing, where it is zero."""
     norm = line.norm(dim=-1, keepdim=True)
-    return torch.where(norm > 0, line / norm.clamp_min(torch.finfo(line.dtype).tiny), line.new_tensor((1.0, 0.0)))
+    return torch.where(
+        norm > 0, line / norm.clamp_min(torch.finfo(line.dtype).tiny), constant((1.0, 0.0), line.device, line.dtype)
+    )
 
 
 def turned(points: Tensor, towards: Tensor, layout: Layout) -> Tensor:
