@@ -156,7 +156,7 @@ def body_facing(points: Tensor, seen: Tensor | None, layout: Layout, owner: Tens
         base: `(N,)` first row of each clip.
     """
     left, right = layout.shoulders
-    line = (points[:, :, right] - points[:, :, left])[..., horizontal(layout)]
+    line = in_plane(points[:, :, right] - points[:, :, left], layout)
     if seen is None:
         return line
     both = seen[:, :, left] & seen[:, :, right]
@@ -167,6 +167,11 @@ def body_facing(points: Tensor, seen: Tensor | None, layout: Layout, owner: Tens
 def horizontal(layout: Layout) -> list[int]:
     """The two horizontal axes of a layout, x first; x itself must not be vertical."""
     return [0, 2] if layout.up[-1] == "y" else [0, 1]
+
+
+def in_plane(points: Tensor, layout: Layout) -> Tensor:
+    """The two horizontal coordinates of `(..., C)`: `(..., 2)`."""
+    return torch.stack([points[..., axis] for axis in horizontal(layout)], -1)
 
 
 def direction(line: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ class Autocast(torch.autocast):
 @pytest.fixture(autouse=True)
 def no_autocast(monkeypatch):
     monkeypatch.setattr(torch, "autocast", Autocast)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type="cpu": False)
 
 
 def watched(method, batch):
