@@ -77,8 +77,8 @@ class Reassembled(pl.Callback):
 def ddp_options() -> dict[str, Any]:
     """Options of DDP: it need not broadcast buffers before each step.
 
-    They are equal on all ranks as they are, for batch statistics and queues are made of all ranks' clips. A queue of keys
-    is several times as large as an ST-GCN's gradients.
+    They are equal on all ranks as they are, for batch statistics and queues are made of all ranks' clips. A queue of
+    keys is several times as large as an ST-GCN's gradients.
     """
     known = inspect.signature(DistributedDataParallel.__init__).parameters  # the older name warns where both are
     return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
