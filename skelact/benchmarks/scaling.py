@@ -4,8 +4,8 @@
 
 Two processes of this machine, one thread each, time the links between them and the step: forward, backward, optimiser
 on views that are given. Each computes alone, and as if there were another, so that computing is known apart from
-waiting; and both train together, which tests the model. What P ranks exchange and repeat is counted on paper. Exchanges
-are as in a ring, and none is hidden behind computing, as DDP hides some of its own.
+waiting; and both train together, which tests the model. What P ranks exchange and repeat is counted on paper.
+Exchanges are as in a ring, and none is hidden behind computing, as DDP hides some of its own.
 """
 
 from __future__ import annotations

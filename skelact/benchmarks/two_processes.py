@@ -155,7 +155,7 @@ class _Loss(nn.Module):
 
 
 def _fastest(calls: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
-    """Seconds of the fastest pass of each call, in turns, on the slower of both processes, which make them at once."""
+    """Seconds of the fastest pass of each call, in turns; both processes make them at once, the slower one counts."""
     spent: list[list[float]] = [[] for _ in calls]
     for call in calls:
         call()
