@@ -2,9 +2,11 @@
 
 import functools
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from torch import nn
 
 from skelact.backbones.dstformer import DSTformer
@@ -12,8 +14,9 @@ from skelact.backbones.stgcn import STGCN
 from skelact.backbones.umurl import UmURLEncoder
 from skelact.benchmarks.collectives import BUCKETS, Exchange, Paper, Recorder, bucketed, on_paper, volumes
 from skelact.benchmarks.scaling import Computing, Link, exchange_seconds, predict, stops_at
-from skelact.benchmarks.steps import made_up_clips
+from skelact.benchmarks.steps import build_method, made_up_clips
 from skelact.cli import main
+from skelact.engine.commands import _resolved
 from skelact.engine.strategies import ddp_options
 from skelact.methods.caca import CACA
 from skelact.methods.maskclr import MaskCLR
@@ -197,3 +200,24 @@ def test_two_processes_are_measured(options, tmp_path, monkeypatch):
     assert paper == {k.removeprefix("recorded"): v for k, v in found.items() if k.startswith("recorded")} and paper
     assert found["2 ranks of 2 clips: step, ms"] > 0 and found["2 ranks of 2 clips: predicted, ms"] > 0
     assert found["all_gather: latency, us"] > 0 and found["all_reduce: bandwidth, MB/s"] > 0
+
+
+@pytest.mark.parametrize(("title", "experiment"), [("UmURL", "umurl"), ("3s-CACA", "caca")])
+def test_the_documented_volumes_are_those_of_the_published_recipes(title, experiment):
+    text = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| {title} | ") and line.count("|") == 15)
+    batch, step, gradients, statistics, gathered = (cell.strip() for cell in row.split("|")[2:7])
+    with initialize_config_module("skelact.conf", version_base="1.3"):
+        config = _resolved(compose("benchmark", overrides=[f"experiment={experiment}_ntu60_xsub", "run_dir=x"]))
+    with torch.device("meta"):
+        method = build_method(config, torch.device("meta"))
+    data, clips = config["data"], int(batch) // 2
+    shape = int(data["persons"]), int(config["frames"]), method.layout.num_joints, int(data["channels"])
+    given = [(torch.empty(1, *shape, device="meta"), None)] * method.num_views
+    found = on_paper(method, given, clips, 2)
+    sizes = volumes(found.exchanges)
+    assert data["batch_size"] == int(batch) and 2 * found.gflops / 1e3 == pytest.approx(float(step), rel=5e-3)
+    assert f"{sizes['all_reduce, gradients'][1] / 1e6:.1f}" == gradients
+    both = (sizes[f"{operation}, batch statistics"][0] for operation in ("all_gather", "all_reduce"))
+    assert " + ".join(map(str, both)) == statistics
+    assert f"{sizes['all_gather, loss'][1] / clips / 1e3:.1f}" == gathered
