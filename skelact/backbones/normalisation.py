@@ -199,14 +199,17 @@ class StackedBatchNorm(nn.Module):
             bias = bias + 0 * before
         outputs, mean, variance = global_batch_norm(inputs, weight, bias, self.eps)
         mean = mean if before is None else mean + before.detach()
-        rows = list(streams)
+        every = pick(self.weight, streams) is self.weight  # then without a list of rows, which a GPU would wait for
+        rows = slice(None) if every else list(streams)
         for buffer, new in ((self.running_mean, mean), (self.running_var, variance)):
             buffer[rows] = tracked(buffer[rows], new, self.momentum)
         self._count(streams)
         return outputs
 
     def _count(self, streams: Sequence[int]) -> None:
-        if self.training:
+        if self.training and pick(self.weight, streams) is self.weight:
+            self.num_batches_tracked += 1
+        elif self.training:
             self.num_batches_tracked[list(streams)] += 1
 
 
