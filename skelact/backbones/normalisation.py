@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from skelact.objectives import all_reduce, gather, world_size
+from skelact.objectives import all_reduce, gather, without_autocast, world_size
 
 
 def global_moments(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,7 +54,7 @@ class _GlobalBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, eps: float, *inputs: Tensor) -> tuple[Tensor, ...]:
-        with torch.autocast(inputs[0].device.type, enabled=False):
+        with without_autocast(inputs[0]):
             mean, variance, count = global_moments(inputs)
             weights, biases = (p.to(mean).view_as(mean) for p in (weight, bias))
             outputs = [

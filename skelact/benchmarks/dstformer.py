@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from skelact.backbones.dstformer import DSTformer
-from skelact.benchmarks.straightforward.dstformer import StraightforwardDSTformer
+from skelact.benchmarks.straightforward.tokens import StraightforwardDSTformer
 
 JOINTS = 17
 
@@ -77,9 +77,9 @@ def _forms(
     """Evaluation passes of the library's form and of the straightforward one over the same clips."""
     torch.manual_seed(seed)
     encoder = DSTformer("h36m17", max_frames=max(frames, 243), **sizes).eval()
-    plain = StraightforwardDSTformer(encoder)
     for parameter in encoder.parameters():  # fresh weights give nearly uniform attention and features near 0
         torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5 if parameter.ndim == 2 else 0.2)
+    plain = StraightforwardDSTformer(encoder)
     x = {"joint": torch.randn(clips, frames, 2, JOINTS, 3).transpose(1, 2)}
     mask = torch.ones(clips, 2, frames, JOINTS, dtype=torch.bool)
     mask[pairs:, 1] = False

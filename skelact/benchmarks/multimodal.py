@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import copy
 import io
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from skelact.benchmarks.media import picture
-from skelact.benchmarks.training import Step, spent_by, synchronise
+from skelact.benchmarks.steps import PARTS, Numbers, Step, build_method, precision_of, times_of
+from skelact.clips import ModalClips
 from skelact.data.media import MediaWriter
 from skelact.data.modalities import SKELETON
 from skelact.data.writer import StoreWriter
@@ -97,13 +98,25 @@ def _pictures(modality: str, options: Mapping[str, Any]) -> tuple[list[bytes], s
 
 
 class _ModalStep(Step):
-    """One training step on batches of a datamodule, in its parts."""
+    """On batches of a datamodule: pictures are read and decoded, made ready on the device, and encoded.
 
-    parts = ("decoding and loading", "image transform", "forward", "backward", "optimiser")
+    Args:
+        config: see :func:`modal_step`.
+        made_up: node of the datamodule on made-up stores.
+        pictures: the modalities that are stored as image files.
+        device: where the method is trained.
+    """
 
-    def __init__(self, method: Any, data: Any, precision: str, device: torch.device) -> None:
-        super().__init__(method, precision, device)
-        self.data, self.batches = data, self._epochs()
+    def __init__(
+        self, config: Mapping[str, Any], made_up: Mapping[str, Any], pictures: Sequence[str], device: torch.device
+    ) -> None:
+        from skelact.engine.build import build_data
+
+        super().__init__(build_method(config, device), int(made_up["batch_size"]), precision_of(config), device)
+        self.made_up, self.pictures = made_up, pictures
+        self.data = build_data(made_up)
+        self.data.setup("fit")
+        self.batches = self._epochs()
 
     def _epochs(self) -> Iterator[Any]:
         loader, epoch = self.data.train_dataloader(), 0
@@ -112,104 +125,75 @@ class _ModalStep(Step):
             yield from loader
             epoch += 1
 
-    def __call__(self) -> Tensor:
-        with self.part("decoding and loading"):
-            read = next(self.batches)
-        with self.part("image transform"):
-            batch = self.data.transfer_batch_to_device(read, self.device, 0)
-        with self.part("forward"), self.autocast():
-            loss = self.method.training_step(batch, 0)
-        self.descend(loss)
-        return loss
+    def batch(self) -> Any:
+        """The next clips, decoded."""
+        return next(self.batches)
+
+    def given(self, batch: Any) -> tuple[ModalClips, None]:
+        """The clips with pictures as the networks take them; skeletons are augmented by their encoder."""
+        return self.data.transfer_batch_to_device(batch, self.device, 0), None
 
 
-def measure(config: Mapping[str, Any], media: Mapping[str, Any]) -> dict[str, Any]:
-    """Time training steps with decoding and with cached features, and evaluation over subsets in one pass and in many.
+def modal_step(config: Mapping[str, Any], media: Mapping[str, Any], place: Path, device: torch.device) -> _ModalStep:
+    """A training step of a method of several modalities on made-up clips.
 
     Args:
-        config: resolved: `method`, `data` (of a :class:`skelact.data.multimodal.MultiModalDataModule`), `trainer`,
-            `seconds`.
+        config: resolved: `method`, `data` (of a :class:`skelact.data.multimodal.MultiModalDataModule`), `trainer`.
         media: the dataset's `media` node.
-
-    Returns:
-        Numbers by name; times in milliseconds a step.
+        place: an empty folder for their stores, needed as long as the step.
+        device: where.
     """
-    from skelact.engine.build import build, build_data
-    from skelact.engine.run import pick_device
-
-    device, seconds = pick_device(config["trainer"]), float(config["seconds"])
-    precision = str(config["trainer"].get("precision", "32-true"))
-    node = copy.deepcopy(dict(config["method"]))
-    node["scheduler"] = None  # it counts the steps of a trainer's epoch
     batch_size = int(config["data"]["batch_size"])
-    numbers: dict[str, Any] = {
-        "method": str(node["_target_"]).rpartition(".")[2],
-        "modalities": ", ".join(config["data"]["modalities"]),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"cpu, {torch.get_num_threads()} threads",
-        "precision": precision,
-        "batch": batch_size,
-    }
-    with tempfile.TemporaryDirectory() as place:
-        write_stores(Path(place), config["data"], media, 2 * batch_size, batch_size)
-        own = {"store": f"{place}/made_up", "media_store": None, "name": "made_up", "pipeline": None}
-        made_up = {**config["data"], **own, "validation": False, "withhold": {}, "cache_features": False}
-        made_up["eval_batch_size"] = batch_size
-        torch.manual_seed(int(config.get("seed", 0)))
-        data, method = build_data(made_up), build(node, "method").to(device)
-        data.setup("fit")
-        numbers["parameters, millions"] = sum(p.numel() for p in method.parameters()) / 1e6
-        whole = _times(numbers, "", _ModalStep(method.train(), data, precision, device), batch_size, seconds)
-        _subsets(numbers, method.eval(), next(iter(data.batches("test", device=device))), seconds, device)
+    write_stores(place, config["data"], media, 2 * batch_size, batch_size)
+    own = {"store": f"{place}/made_up", "media_store": None, "name": "made_up", "pipeline": None}
+    made_up = {**config["data"], **own, "validation": False, "withhold": {}, "cache_features": False}
+    return _ModalStep(config, made_up | {"eval_batch_size": batch_size}, pictures_of(config["data"], media), device)
 
-        if pictures := pictures_of(config["data"], media):
-            for encoder in node["encoders"].values():
-                if encoder.get("source") in pictures:
-                    encoder["frozen"] = True
-            data, method = build_data({**made_up, "cache_features": True}), build(node, "method").to(device)
-            begin = time.perf_counter()
-            data.attach(method, device)
-            numbers["cached features of frozen encoders: extracting them once, s"] = time.perf_counter() - begin
-            title = "cached features of frozen encoders: "
-            cached = _times(numbers, title, _ModalStep(method.train(), data, precision, device), batch_size, seconds)
-            numbers[f"{title}times as fast"] = whole / cached
+
+def further(step: _ModalStep, config: Mapping[str, Any], seconds: float) -> Numbers:
+    """What methods of several modalities have besides: all subsets in one pass, cached features of frozen encoders.
+
+    Args:
+        step: of :func:`modal_step`.
+        config: likewise.
+        seconds: measuring time of each part.
+    """
+    numbers: Numbers = {"modalities": ", ".join(config["data"]["modalities"])}
+    step.method.eval()
+    _subsets(numbers, step.method, next(iter(step.data.batches("test", device=step.device))), seconds, step.device)
+    step.method.train()
+    if not step.pictures:
+        return numbers
+    node = copy.deepcopy(dict(config["method"]))
+    for encoder in node["encoders"].values():
+        if encoder.get("source") in step.pictures:
+            encoder["frozen"] = True
+    title, frozen = "cached features of frozen encoders: ", {**config, "method": node}
+    cached = _ModalStep(frozen, {**step.made_up, "cache_features": True}, step.pictures, step.device)
+    begin = time.perf_counter()
+    cached.data.attach(cached.method, step.device)
+    numbers[f"{title}extracting them once, s"] = time.perf_counter() - begin
+    whole, other = map(min, times_of([step, cached], step.device, seconds))
+    cached.timed = True
+    times_of([cached], step.device, seconds / 2)
+    numbers |= {f"{title}clips/s": cached.batch_size / other, f"{title}step, ms": 1e3 * other}
+    numbers |= {f"{title}  {name}, ms": 1e3 * median(cached.spent[name]) for name in PARTS}
+    numbers[f"{title}times as fast"] = whole / other
     return numbers
 
 
-def _times(numbers: dict[str, Any], title: str, step: _ModalStep, batch_size: int, seconds: float) -> float:
-    """Seconds a step takes, and where they go."""
-    whole = spent_by(step, step.device, seconds)
-    step.timed, steps = True, max(3, int(seconds / 2 / whole))
-    for _ in range(steps):
-        step()
-    parts = {name: spent / steps for name, spent in step.spent.items()}
-    numbers[f"{title}clips/s"] = batch_size / whole
-    numbers[f"{title}step, ms"] = 1e3 * whole
-    numbers |= {f"{title}  {name}, ms": 1e3 * value for name, value in parts.items()}
-    numbers[f"{title}decoding and loading, % of the time"] = 100 * parts[step.parts[0]] / sum(parts.values())
-    return whole
-
-
 @torch.no_grad()
-def _subsets(numbers: dict[str, Any], method: Any, batch: Any, seconds: float, device: torch.device) -> None:
+def _subsets(numbers: Numbers, method: Any, batch: ModalClips, seconds: float, device: torch.device) -> None:
     """All subsets in one pass, beside a pass of its own for each; in turns, the fastest of each counts."""
     subsets: Sequence[tuple[str, ...]] = subsets_of(method.streams)
     forms: dict[str, Callable[[], Tensor]] = {
         "one pass": lambda: method.classify_subsets(batch, subsets),
         "a pass each": lambda: torch.stack([method.classify(batch, subset) for subset in subsets]),
     }
-    answers = [form() for form in forms.values()]
-    best, begin = dict.fromkeys(forms, float("inf")), time.perf_counter()
-    while time.perf_counter() - begin < seconds or best["one pass"] == float("inf"):
-        for name, form in forms.items():
-            synchronise(device)
-            start = time.perf_counter()
-            form()
-            synchronise(device)
-            best[name] = min(best[name], time.perf_counter() - start)
+    one, each = (form() for form in forms.values())
+    best = [min(times) for times in times_of(list(forms.values()), device, seconds, at_least=1)]
     numbers["subsets of modalities"] = len(subsets)
-    numbers |= {f"all subsets, {name}, ms": 1e3 * value for name, value in best.items()}
-    numbers["all subsets, times as fast in one pass"] = best["a pass each"] / best["one pass"]
-    numbers["all subsets, largest difference of logits"] = float((answers[0] - answers[1]).abs().max())
-    numbers["all subsets, largest logit"] = float(answers[1].abs().max())
+    numbers |= {f"all subsets, {name}, ms": 1e3 * value for name, value in zip(forms, best, strict=True)}
+    numbers["all subsets, times as fast in one pass"] = best[1] / best[0]
+    numbers["all subsets, largest difference of logits"] = float((one - each).abs().max())
+    numbers["all subsets, largest logit"] = float(each.abs().max())

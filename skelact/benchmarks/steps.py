@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -195,7 +196,9 @@ class StraightforwardStep:
 
     def __init__(self, step: Step) -> None:
         self.step, self.form = step, straightforward(step.method).to(step.device).train()
-        kind, options = type(step.optimizer), dict(step.optimizer.defaults)
+        kind = type(step.optimizer)
+        known = inspect.signature(kind).parameters  # AdamW's defaults hold one that it does not take
+        options = {key: value for key, value in step.optimizer.defaults.items() if key in known}
         plain = {key: False for key in ("foreach", "fused") if key in options}
         self.optimizer = kind([p for p in self.form.parameters() if p.requires_grad], **{**options, **plain})
 

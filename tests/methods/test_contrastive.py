@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from skelact.backbones.stgcn import STGCN
 from skelact.backbones.umurl import UmURLEncoder
+from skelact.benchmarks.straightforward import straightforward
 from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
 from skelact.methods.caca import CACA, CMAL, SkeletonBYOL
@@ -37,11 +38,11 @@ KINDS = {
 FEW = ("crosclr crossing", "aimclr mining", "cmal with all terms", "caca crossing")
 
 
-def make(kind, streams=THREE, dtype=torch.float64, **options):
+def make(kind, streams=THREE, dtype=torch.float64, persons=1, **options):
     """A tiny method without dropout, with weights far enough from zero for its features to differ."""
     torch.manual_seed(0)
     cls, settings = KINDS[kind]
-    backbone = STGCN("ntu25", persons=1, streams=streams, hidden=2, num_features=8, dropout=0.0)
+    backbone = STGCN("ntu25", persons, streams=streams, hidden=2, num_features=8, dropout=0.0)
     sizes = {"embedding": 6, "momentum": 0.9}
     if issubclass(cls, SkeletonCLR):
         sizes |= {"queue_size": 12, "temperature": 0.2}
@@ -55,10 +56,9 @@ def make(kind, streams=THREE, dtype=torch.float64, **options):
         streams=streams,
         **sizes | settings | options,
     )
-    for module in (method.backbone, *(method.teacher.values() if method.teacher else ())):
-        for parameter in module.parameters():
-            if parameter.dim() > 2:
-                torch.nn.init.normal_(parameter, std=0.3)
+    for parameter in method.parameters():
+        if parameter.dim() > 2:
+            torch.nn.init.normal_(parameter, std=0.3)
     return doubled(method) if dtype == torch.float64 else method
 
 
@@ -69,10 +69,10 @@ def doubled(method):
     return method.double()
 
 
-def clips(count=8, seed=3):
+def clips(count=8, seed=3, persons=1):
     generator = torch.Generator().manual_seed(seed)
     return RaggedClips.pack(
-        [torch.randn(10 + i, 1, 25, 3, generator=generator, dtype=torch.float64) for i in range(count)]
+        [torch.randn(10 + i, persons, 25, 3, generator=generator, dtype=torch.float64) for i in range(count)]
     )
 
 
@@ -123,6 +123,32 @@ def test_processes_are_one(on_ranks, counts, kinds):
                     atol=1e-8,
                     msg=lambda m, k=kind, n=name: f"{k}, {n}: {m}",
                 )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_straightforward_form(kind):
+    """Loss, weights after steps, running statistics, momentum networks and queues; two persons, not always observed."""
+    method = make(kind, persons=2).train()
+    plain = straightforward(method).train()
+    trained = [[p for p in module.parameters() if p.requires_grad] for module in (method, plain)]
+    optimisers = [torch.optim.SGD(parameters, 0.01, weight_decay=1e-4) for parameters in trained]
+    drawn = torch.Generator().manual_seed(1)
+    for number in range(2):
+        batch = clips(seed=number, persons=2)
+        views = [(view, torch.rand(view.shape[:-1], generator=drawn) > 0.2) for view, _ in method.views(batch)]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(method, "views", lambda _, views=views: views)
+            loss, expected = method.training_step(batch)["loss"], plain.loss(batch, views)
+        torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
+        for optimiser, value in zip(optimisers, (loss, expected), strict=True):
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+        method.stepped()
+        plain.follow()
+        state = straightforward(method).state_dict()
+        for name, value in plain.state_dict().items():
+            torch.testing.assert_close(state[name], value, rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("kind", ["skeletonclr", "aimclr mining", "cmal"])

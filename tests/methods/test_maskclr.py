@@ -8,6 +8,7 @@ import torch
 from skelact.backbones.dstformer import DSTformer
 from skelact.backbones.plain_transformer import PlainTransformer
 from skelact.backbones.umurl import UmURLEncoder
+from skelact.benchmarks.straightforward import straightforward
 from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
 from skelact.methods.maskclr import PRESETS, MaskCLR
@@ -117,6 +118,31 @@ def test_processes_are_one(on_ranks, counts, kinds):
                     atol=1e-8,
                     msg=lambda m, k=kind, n=name: f"{k}, {n}: {m}",
                 )
+
+
+@pytest.mark.parametrize("kind", [DSTformer, PlainTransformer])
+@pytest.mark.parametrize("pack", ["eval", "always"])
+@pytest.mark.parametrize("options", [{}, {"msk_path_start_epoch": 1}, {"cls": Supervised, "head": "action"}])
+def test_equals_the_straightforward_form(kind, pack, options):
+    """Loss, gradients and running statistics; absent people, unobserved joints and an unlabelled clip are there."""
+    method, batch = doubled(make(kind=kind, pack=pack, **options)), clips()
+    batch.mask[::5, :, 3:7] = False
+    views = method.views(batch)
+    plain = straightforward(method).double().train()
+    method.views = lambda _: views
+    loss, expected = method.training_step(batch), plain.loss(batch, views)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+    loss.backward()
+    expected.backward()
+    network = plain.network.encoder.net if options.get("cls") else plain.backbone.net
+    for name, parameter in network.named_parameters():
+        own = method.backbone.get_parameter(name)
+        torch.testing.assert_close(own.grad, parameter.grad, rtol=1e-8, atol=1e-10, msg=name)
+    head = plain.heads if options.get("cls") else torch.nn.Sequential(*plain.hidden, plain.classifier)
+    for own, parameter in zip(method.heads.parameters(), head.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, parameter.grad, rtol=1e-8, atol=1e-10)
+    for own, value in zip(method.heads.buffers(), head.buffers(), strict=True):
+        torch.testing.assert_close(own, value)
 
 
 @pytest.mark.parametrize("preset", ["corrected", "as_released_c1", "as_released_c2"])

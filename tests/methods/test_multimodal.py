@@ -12,6 +12,7 @@ from skelact.backbones.signal import SignalEncoder
 from skelact.backbones.stgcn import STGCN
 from skelact.backbones.umurl import UmURLEncoder
 from skelact.backbones.video import ImageEncoder
+from skelact.benchmarks.straightforward import straightforward
 from skelact.callbacks.best_epoch import BestEpoch
 from skelact.clips import Frames, ModalClips, RaggedClips
 from skelact.errors import SkelactError
@@ -279,6 +280,28 @@ def in_double(views):
         return made.double(), mask
 
     return call
+
+
+@pytest.mark.parametrize("available", [COMPLETE, EVERY & torch.tensor([True, True, False])])
+@pytest.mark.parametrize("name", METHODS)
+def test_equals_the_straightforward_form(name, available):
+    encoders = {**ENCODERS, "skeleton": partial(skeletons, backbone="umurl")}
+    method, batch = make(name, encoders=encoders).double().train(), double(clips(available))
+    for encoder in method.encoders.children():
+        if isinstance(encoder, SkeletonEncoder):
+            encoder.views = in_double(encoder.views)
+    plain = straightforward(method).double().train()
+    loss, expected = method.training_step(batch), plain.loss(batch, None)
+    close(loss, expected, rtol=1e-12, atol=0)
+    loss.backward()
+    expected.backward()
+    theirs = dict(plain.named_parameters())
+    assert theirs.keys() == dict(method.named_parameters()).keys()
+    for key, parameter in method.named_parameters():
+        grad = theirs[key].grad
+        close(parameter.grad, torch.zeros_like(parameter) if grad is None else grad, rtol=1e-8, atol=1e-10, msg=key)
+    for key, value in plain.named_buffers():
+        close(method.state_dict()[key], value, rtol=1e-12, atol=1e-14)
 
 
 RANKS = torch.tensor([[1, 0, 0], [1, 0, 0], [1, 0, 1], [0, 1, 1], [0, 1, 0], [0, 1, 1], [0, 1, 1]], dtype=torch.bool)

@@ -9,6 +9,7 @@ import torch
 
 from skelact.backbones.dstformer import DSTformer
 from skelact.backbones.umurl import UmURLEncoder
+from skelact.benchmarks.straightforward import straightforward
 from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
 from skelact.methods.supcon import SupCon
@@ -82,6 +83,23 @@ def test_the_loss_is_supcon_of_all_views_with_labels_as_they_are():
     embeddings = torch.stack([method.embed(view, mask=mask) for view, mask in views], 1)
     torch.testing.assert_close(method.training_step(batch), supcon(embeddings, batch.label, 0.2))
     torch.testing.assert_close(embeddings.norm(dim=-1), torch.ones(8, 2))
+
+
+def test_equals_the_straightforward_form():
+    method, batch = make(token=True, dropout=0.0, num_views=2).double(), clips()
+    method.backbone.dropout.p = 0.0
+    batch.label[2] = -1
+    mask = torch.rand(8, 1, 8, 20, generator=torch.Generator().manual_seed(0)) > 0.2
+    views = [(view.double(), mask) for view, _ in method.views(batch)]
+    plain = straightforward(method).double().train()
+    method.views = lambda _: views
+    loss, expected = method.training_step(batch), plain.loss(batch, views)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+    loss.backward()
+    expected.backward()
+    for ours, theirs in ((method.backbone, plain.backbone.net), (method.head, plain.head)):
+        for name, parameter in theirs.named_parameters():
+            torch.testing.assert_close(ours.get_parameter(name).grad, parameter.grad, rtol=1e-8, atol=1e-10, msg=name)
 
 
 @pytest.mark.parametrize("exclude", [False, True])

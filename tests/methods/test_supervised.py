@@ -9,6 +9,7 @@ import torch
 
 from skelact.backbones.stgcn import STGCN
 from skelact.backbones.umurl import UmURLEncoder
+from skelact.benchmarks.straightforward import straightforward
 from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
 from skelact.methods.layers import ActionHead
@@ -178,6 +179,32 @@ def test_only_the_head_is_trained_where_that_is_asked():
     step(method, clips())
     moved = {name for name, value in method.state_dict().items() if not torch.equal(value, before[name])}
     assert moved == {f"heads.{s}.{n}" for s in ("joint", "motion") for n in ("weight", "bias")}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"head": "action", "head_hidden": 6, "fusion": "mean", "label_smoothing": 0.1}, {"preset": "as_released"}],
+)
+def test_equals_the_straightforward_form(options):
+    """Of ST-GCN: loss, gradients, running statistics; unlabelled clips and unobserved joints are there."""
+    method, batch = make(**options).double(), clips()
+    batch.label[2] = -1
+    plain = straightforward(method).train()
+    mask = torch.rand(len(batch), 1, 8, 20, generator=torch.Generator().manual_seed(0)) > 0.2
+    views = [(view.double(), mask) for view, _ in method.views(batch)]
+    method.views = lambda _: views
+    loss, expected = method.training_step(batch), plain.loss(batch, views)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+    loss.backward()
+    expected.backward()
+    for number, stream in enumerate(method.streams):
+        for name, parameter in plain.network.trunks[stream].named_parameters():
+            ours = method.backbone.get_parameter(name).grad[number]
+            torch.testing.assert_close(ours.view_as(parameter), parameter.grad, rtol=1e-8, atol=1e-10, msg=name)
+        for name, value in plain.network.trunks[stream].state_dict().items():
+            torch.testing.assert_close(method.backbone.trunk_state(stream)[name].view_as(value), value, msg=name)
+    for ours, theirs in zip(method.heads.parameters(), plain.heads.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-8, atol=1e-10)
 
 
 def test_unlabelled_clips_do_not_count():

@@ -8,6 +8,17 @@ from typing import Any
 from skelact.benchmarks.straightforward.base import StraightforwardMethod
 
 FORMS = {
+    "ActionMAE": "multimodal.StraightforwardActionMAE",
+    "AimCLR": "contrastive.StraightforwardAimCLR",
+    "CACA": "bootstrap.StraightforwardCACA",
+    "CMAL": "bootstrap.StraightforwardCMAL",
+    "CrosSCLR": "contrastive.StraightforwardCrosSCLR",
+    "MaskCLR": "maskclr.StraightforwardMaskCLR",
+    "MultiModal": "multimodal.StraightforwardMultiModal",
+    "SkeletonBYOL": "bootstrap.StraightforwardBYOL",
+    "SkeletonCLR": "contrastive.StraightforwardSkeletonCLR",
+    "SupCon": "supcon.StraightforwardSupCon",
+    "Supervised": "classifier.StraightforwardSupervised",
     "UmURL": "umurl.StraightforwardUmURL",
 }
 """Method class and its straightforward form in this package."""

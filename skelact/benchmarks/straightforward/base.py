@@ -7,6 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from skelact.skeleton.layouts import Layout
+from skelact.skeleton.streams import derive
+
 Views = Sequence[tuple[Tensor, Tensor | None]]
 
 
@@ -28,3 +31,20 @@ class StraightforwardMethod(nn.Module):
 
     def follow(self) -> None:
         """What moves after the optimiser's step: momentum networks of methods that do it then."""
+
+
+def derived(
+    view: Tensor, mask: Tensor | None, streams: Sequence[str], layout: Layout, use_mask: bool
+) -> dict[str, Tensor]:
+    """Streams by name, each `(N, M, T, V, C)`, of a joint view; unobserved joints count as zeros.
+
+    Args:
+        view: `(N, M, T, V, C)`.
+        mask: `(N, M, T, V)` bool, True where observed; None: everywhere.
+        streams: names.
+        layout: of the joints.
+        use_mask: make bones and differences with an unobserved end zero.
+    """
+    if mask is not None:
+        view = view.masked_fill(~mask[..., None], 0.0)
+    return derive(view, streams, layout, mask if use_mask else None)

@@ -49,23 +49,40 @@ class _Block(nn.Module):
         return torch.relu(y)
 
 
-class _Trunk(nn.Module):
+class Trunk(nn.Module):
+    """One stream's network, with a copy of an encoder's weights for that stream.
+
+    Args:
+        theirs: the encoder; `ignore_absent` must be off.
+        stream: name.
+    """
+
     A: Tensor
 
-    def __init__(self, theirs: STGCN) -> None:
+    def __init__(self, theirs: STGCN, stream: str) -> None:
         super().__init__()
         self.register_buffer("A", theirs.A.clone())
         self.data_bn = nn.BatchNorm1d(theirs.joints * theirs.channels)
         self.st_gcn_networks = nn.ModuleList(_Block(block) for block in theirs.blocks())
         self.edge_importance = nn.ParameterList(nn.Parameter(e[0].detach().clone()) for e in theirs.edge_importance)
+        self.to(theirs.A.dtype).load_state_dict(theirs.trunk_state(stream))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def feature_map(self, x: Tensor) -> Tensor:
+        """What the last block gives, `(N * M, D, T', V)`, of a stream `(N, M, T, V, C)`."""
         n, m, t, v, c = x.shape
         x = x.permute(0, 1, 3, 4, 2).reshape(n * m, v * c, t)
         x = self.data_bn(x).view(n * m, v, c, t).permute(0, 2, 3, 1).contiguous()
         for i, block in enumerate(self.st_gcn_networks):
             x = block(x, self.A * self.edge_importance[i] if len(self.edge_importance) else self.A)
-        return x.mean((2, 3)).view(n, m, -1).mean(1)
+        return x
+
+    def pool(self, x: Tensor, persons: int) -> Tensor:
+        """Features `(N, D)` of a feature map."""
+        return x.mean((2, 3)).unflatten(0, (-1, persons)).mean(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features `(N, D)` of a stream `(N, M, T, V, C)`."""
+        return self.pool(self.feature_map(x), x.shape[1])
 
 
 class StraightforwardSTGCN(nn.Module):
@@ -78,11 +95,7 @@ class StraightforwardSTGCN(nn.Module):
     def __init__(self, encoder: STGCN) -> None:
         super().__init__()
         self.streams = encoder.streams
-        self.trunks = nn.ModuleDict()
-        for stream in encoder.streams:
-            trunk = _Trunk(encoder)
-            trunk.load_state_dict(encoder.trunk_state(stream))
-            self.trunks[stream] = trunk
+        self.trunks = nn.ModuleDict({stream: Trunk(encoder, stream) for stream in encoder.streams})
 
     def forward(self, streams: Mapping[str, Tensor]) -> Tensor:
         """Streams `(N, M, T, V, C)` to `(N, S * D)`."""

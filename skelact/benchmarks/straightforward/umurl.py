@@ -6,6 +6,7 @@ inputs, each embedding's full covariance matrix, plain batch normalisation. Sing
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -61,17 +62,36 @@ class _Encoder(nn.Module):
         return torch.cat([t.amax(1), s.amax(1)], 1)
 
 
-class _Backbone(nn.Module):
-    def __init__(self, method: UmURL) -> None:
+class StraightforwardUmURLEncoder(nn.Module):
+    """The same network as a :class:`UmURLEncoder`, with a copy of its weights.
+
+    Args:
+        theirs: the published one (no joint code, no masking).
+
+    Raises:
+        TypeError: another encoder.
+    """
+
+    def __init__(self, theirs: nn.Module) -> None:
         super().__init__()
-        theirs = method.backbone
         if not isinstance(theirs, UmURLEncoder):
             raise TypeError(f"the straightforward form is of UmURLEncoder, not of {type(theirs).__name__}")
         temporal, spatial = theirs.persons * theirs.joints * theirs.channels, theirs.frames * theirs.channels
-        for stream in method.streams:
+        for stream in theirs.streams:
             self.add_module(f"{code_of(stream)}_emb", _Embedding(temporal, spatial, theirs.width))
-        self.mm_fusion = _Fusion(theirs.width)
+        if len(theirs.streams) > 1:
+            self.mm_fusion = _Fusion(theirs.width)
         self.ma_encoder = _Encoder(theirs.width, theirs.depth, theirs.num_heads, theirs.hidden)
+        self.load_state_dict(theirs.state_dict())
+
+    def forward(self, streams: Mapping[str, Tensor]) -> Tensor:
+        """Feature `(N, 2d)` of a stream `(N, M, T, V, C)`, or of the fusion of several."""
+        pairs = [self.get_submodule(f"{code_of(stream)}_emb")(x) for stream, x in streams.items()]
+        if len(pairs) == 1:
+            return self.ma_encoder(*pairs[0])
+        t = self.mm_fusion.t_fusion(torch.stack([t for t, _ in pairs]).mean(0))
+        s = self.mm_fusion.s_fusion(torch.stack([s for _, s in pairs]).mean(0))
+        return self.ma_encoder(t, s)
 
 
 class StraightforwardUmURL(StraightforwardMethod):
@@ -86,7 +106,7 @@ class StraightforwardUmURL(StraightforwardMethod):
         super().__init__()
         self.streams, self.layout = method.streams, method.layout
         self.weights = (method.consistency, method.variance, method.covariance)
-        self.backbone = _Backbone(method)
+        self.backbone = StraightforwardUmURLEncoder(method.backbone)
         for stream in self.streams:
             theirs = method.get_submodule(f"{code_of(stream)}_projector")
             layers: list[nn.Module] = []
@@ -102,17 +122,12 @@ class StraightforwardUmURL(StraightforwardMethod):
 
     def loss(self, batch: Any, views: Views) -> Tensor:
         """Loss of one step from `len(streams) + 1` joint views; masks are not read."""
-        backbone = self.backbone
-        embedding = {stream: backbone.get_submodule(f"{code_of(stream)}_emb") for stream in self.streams}
         *single, last = (view for view, _ in views)
-        uni_features = []
-        for stream, view in zip(self.streams, single, strict=True):
-            x = derive(view, [stream], self.layout)[stream]
-            uni_features.append(backbone.ma_encoder(*embedding[stream](x)))
-        pairs = [embedding[stream](x) for stream, x in derive(last, self.streams, self.layout).items()]
-        t = backbone.mm_fusion.t_fusion(torch.stack([t for t, _ in pairs]).mean(0))
-        s = backbone.mm_fusion.s_fusion(torch.stack([s for _, s in pairs]).mean(0))
-        fused_feature = backbone.ma_encoder(t, s)
+        uni_features = [
+            self.backbone(derive(view, [stream], self.layout))
+            for stream, view in zip(self.streams, single, strict=True)
+        ]
+        fused_feature = self.backbone(derive(last, self.streams, self.layout))
         heads = [self.get_submodule(f"{code_of(stream)}_projector") for stream in self.streams]
         fused = [head(fused_feature) for head in heads]
         uni = [head(y) for head, y in zip(heads, uni_features, strict=True)]
