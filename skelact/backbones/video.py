@@ -53,7 +53,10 @@ class FrameEncoder(nn.Module):
         with torch.random.fork_rng([], enabled=frozen):
             if frozen:
                 torch.manual_seed(0)
-            self.net = over_ranks(_network(name, tag, pretrained, options))
+            net = over_ranks(_network(name, tag, pretrained, options))
+        # Pixels of all channels beside each other: convolutions, pooling and normalisation are faster so, and the
+        # first layer's weights decide.
+        self.net = net.to(memory_format=torch.channels_last)
         self.num_features = int(self.net.num_features)  # type: ignore[arg-type]
         self.frozen, self.chunk = frozen, chunk
         if frozen:
