@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class RaggedClips:
         label: `(N,)` int64, class of each clip, -1 where unknown.
         index: `(N,)` int64, stable position of each clip in its store; random draws and scores are keyed by it.
         mask: `(F, M, V)` bool, True where a joint was observed; None means that everything was.
+        total: sum of the lengths, where the host knows it; otherwise whatever has a row for each frame of the clips
+            (:meth:`frame_rows`) waits for the device to say it.
 
     Raises:
         ValueError: shapes disagree. Ranges (start + length within F) are checked where clips are read, not here,
@@ -38,6 +41,7 @@ class RaggedClips:
     label: Tensor
     index: Tensor
     mask: Tensor | None = None
+    total: int | None = None
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 4:
@@ -81,13 +85,13 @@ class RaggedClips:
             label=torch.full((count,), -1) if label is None else torch.as_tensor(label, dtype=torch.int64),
             index=torch.arange(count) if index is None else torch.as_tensor(index, dtype=torch.int64),
             mask=None if mask is None else torch.cat(list(mask)),
+            total=int(length.sum()),
         )
 
-    def select(self, rows: Tensor) -> RaggedClips:
+    def select(self, rows: Tensor, total: int | None = None) -> RaggedClips:
         """The clips in `rows` (int64 positions or a bool mask over N); frames are shared, not copied."""
-        return replace(
-            self, start=self.start[rows], length=self.length[rows], label=self.label[rows], index=self.index[rows]
-        )
+        parts = {name: getattr(self, name)[rows] for name in ("start", "length", "label", "index")}
+        return replace(self, **parts, total=total)
 
     def clip(self, row: int) -> Tensor:
         """Frames `(T, M, V, C)` of one clip, a view."""
@@ -113,28 +117,29 @@ class RaggedClips:
     def frame_rows(self) -> Tensor:
         """`(sum of lengths,)` int64: the rows of `frames` that the clips use, clip after clip."""
         first = self.length.cumsum(0) - self.length
-        offset = torch.repeat_interleave(self.start - first, self.length)
+        offset = torch.repeat_interleave(self.start - first, self.length, output_size=self.total)
         return torch.arange(offset.shape[0], device=offset.device) + offset
 
     def owner(self) -> Tensor:
         """`(sum of lengths,)` int64: for each row of :meth:`frame_rows`, the position of its clip in this batch."""
-        return torch.repeat_interleave(torch.arange(len(self), device=self.start.device), self.length)
+        place = torch.arange(len(self), device=self.start.device)
+        return torch.repeat_interleave(place, self.length, output_size=self.total)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> RaggedClips:
         """The same clips on another device."""
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+        def move(value: Any) -> Any:
+            return value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
 
-        return RaggedClips(*(move(getattr(self, f)) for f in self.__dataclass_fields__))  # type: ignore[arg-type]
+        return RaggedClips(*(move(getattr(self, f)) for f in self.__dataclass_fields__))
 
     def pin_memory(self) -> RaggedClips:
         """The same clips in page-locked memory (called by the data loader)."""
 
-        def pin(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.pin_memory()
+        def pin(value: Any) -> Any:
+            return value.pin_memory() if isinstance(value, Tensor) else value
 
-        return RaggedClips(*(pin(getattr(self, f)) for f in self.__dataclass_fields__))  # type: ignore[arg-type]
+        return RaggedClips(*(pin(getattr(self, f)) for f in self.__dataclass_fields__))
 
 
 @dataclass(frozen=True)
@@ -251,7 +256,7 @@ def zero_clips(count: int, shape: Sequence[int], like: Tensor) -> RaggedClips | 
     if len(shape) != 3:
         return Frames(values, torch.ones(count, shape[0], dtype=torch.bool, device=like.device))
     row = torch.arange(count, device=like.device)
-    return RaggedClips(values, row, torch.ones_like(row), torch.full_like(row, -1), row)
+    return RaggedClips(values, row, torch.ones_like(row), torch.full_like(row, -1), row, total=count)
 
 
 def spread(x: Tensor, rows: Tensor, count: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from skelact.objectives import all_reduce, gather, world_size
+from skelact.objectives import all_reduce, gather, without_autocast, world_size
 
 
 def global_moments(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -54,7 +54,7 @@ class _GlobalBatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, bias: Tensor, eps: float, *inputs: Tensor) -> tuple[Tensor, ...]:
-        with torch.autocast(inputs[0].device.type, enabled=False):
+        with without_autocast(inputs[0]):
             mean, variance, count = global_moments(inputs)
             weights, biases = (p.to(mean).view_as(mean) for p in (weight, bias))
             outputs = [
@@ -118,7 +118,16 @@ def pick(parameter: Tensor, streams: Sequence[int] | None) -> Tensor:
     """The rows of some streams; the parameter itself where that is all of them in order."""
     if streams is None or list(streams) == list(range(len(parameter))):
         return parameter
-    return parameter[list(streams)]
+    return torch.stack([parameter[s] for s in streams])  # a list of numbers as an index would be copied to the device
+
+
+def _put(buffer: Tensor, streams: Sequence[int], new: Tensor) -> None:
+    """Write the rows of some streams."""
+    if pick(buffer, streams) is buffer:
+        buffer.copy_(new)
+        return
+    for s, row in zip(streams, new.unbind(0), strict=True):
+        buffer[s] = row
 
 
 class StackedBatchNorm(nn.Module):
@@ -185,7 +194,7 @@ class StackedBatchNorm(nn.Module):
         y = functional.batch_norm(x, mean, variance, weight, bias, self.training, self.momentum, self.eps)
         if self.training and pick(self.weight, streams) is not self.weight:  # else they are views, already written
             for buffer, new in zip(buffers, (mean, variance), strict=True):
-                buffer[list(streams)] = new.view(len(streams), -1)
+                _put(buffer, streams, new.view(len(streams), -1))
         self._count(streams)
         return y
 
@@ -199,15 +208,14 @@ class StackedBatchNorm(nn.Module):
             bias = bias + 0 * before
         outputs, mean, variance = global_batch_norm(inputs, weight, bias, self.eps)
         mean = mean if before is None else mean + before.detach()
-        rows = list(streams)
         for buffer, new in ((self.running_mean, mean), (self.running_var, variance)):
-            buffer[rows] = tracked(buffer[rows], new, self.momentum)
+            _put(buffer, streams, tracked(pick(buffer, streams), new, self.momentum))
         self._count(streams)
         return outputs
 
     def _count(self, streams: Sequence[int]) -> None:
         if self.training:
-            self.num_batches_tracked[list(streams)] += 1
+            _put(self.num_batches_tracked, streams, pick(self.num_batches_tracked, streams) + 1)
 
 
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):

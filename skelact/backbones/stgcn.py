@@ -53,7 +53,7 @@ class STGCN(Encoder):
 
     A: Tensor
     stacked = True
-    compiles: ClassVar[tuple[str, ...]] = ("_run",)
+    compiles: ClassVar[tuple[str, ...]] = ("run_grouped",)  # what a CPU runs is faster than what is compiled for it
 
     def __init__(
         self,
@@ -192,28 +192,33 @@ class STGCN(Encoder):
         for name in names:
             x = streams[name].reshape(clips * persons, frames, self.joints * self.channels)
             inputs.append(x if present is None else x[present])
-        return self._run(inputs, numbers), present, (clips, persons)
+        run = self.run_grouped if self._grouped(inputs[0]) else self.run_plain
+        return run(inputs, numbers), present, (clips, persons)
 
-    def _run(self, inputs: list[Tensor], numbers: list[int]) -> list[Tensor]:
-        """Last maps of each stream, see :meth:`_trunks`, of people `(R, T, V * C)`."""
+    def run_grouped(self, inputs: list[Tensor], numbers: list[int]) -> list[Tensor]:
+        """Each stream's people `(R, T, V * C)` to its last map `(R, D, T', V)`."""
+        x = torch.cat(inputs, 2).transpose(1, 2)  # (R, S * V * C, T)
+        x = self.data_bn.grouped(x, numbers).view(len(x), len(numbers), self.joints, self.channels, x.shape[2])
+        x = x.permute(0, 1, 3, 4, 2).flatten(1, 2)
+        for block, matrices in zip(self.blocks(), self._graphs(numbers), strict=True):
+            x = block.grouped(x, matrices, numbers)
+        return list(x.unflatten(1, (len(numbers), -1)).unbind(1))
+
+    def run_plain(self, inputs: list[Tensor], numbers: list[int]) -> list[Tensor]:
+        """Each stream's people `(R, T, V * C)` to its last map `(T', V, R, D)`."""
         frames = inputs[0].shape[1]
-        graph = self.A.to(self.data_bn.weight.dtype)
-        graphs = [graph * pick(e, numbers) for e in self.edge_importance] or [
-            graph.expand(len(numbers), *graph.shape) for _ in self.st_gcn_networks
-        ]
-        blocks = self.blocks()
-        if self._grouped(inputs[0]):
-            x = torch.cat(inputs, 2).transpose(1, 2)  # (R, S * V * C, T)
-            x = self.data_bn.grouped(x, numbers).view(len(x), len(numbers), self.joints, self.channels, frames)
-            x = x.permute(0, 1, 3, 4, 2).flatten(1, 2)
-            for block, matrices in zip(blocks, graphs, strict=True):
-                x = block.grouped(x, matrices, numbers)
-            return list(x.unflatten(1, (len(numbers), -1)).unbind(1))
         normalised = self.data_bn.plain([x.flatten(0, 1) for x in inputs], numbers)
         maps = [x.view(-1, frames, self.joints, self.channels).permute(1, 2, 0, 3).contiguous() for x in normalised]
-        for block, matrices in zip(blocks, graphs, strict=True):
+        for block, matrices in zip(self.blocks(), self._graphs(numbers), strict=True):
             maps = block.plain(maps, matrices, numbers)
         return maps
+
+    def _graphs(self, numbers: list[int]) -> list[Tensor]:
+        """Adjacency `(S, K, V, V)` of each block, times the importance of its edges."""
+        graph = self.A.to(self.data_bn.weight.dtype)
+        return [graph * pick(e, numbers) for e in self.edge_importance] or [
+            graph.expand(len(numbers), *graph.shape) for _ in self.st_gcn_networks
+        ]
 
     def _check(self, stream: str, x: Tensor) -> None:
         expected = (self.joints, self.channels)

@@ -59,7 +59,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         if width % num_heads:
             raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
-        self.num_heads = num_heads
+        self.num_heads, self.joined = num_heads, num_heads == 1
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -70,7 +70,7 @@ class SelfAttention(nn.Module):
         """Tokens `(N, S, d)` to `(N, S, d)`; `keep` `(N, S)` bool names the tokens that may be attended to."""
         n, s, d = x.shape
         bias = None if keep is None else keep[:, None, None, :]
-        if self.num_heads == 1 and n * s >= 2 * d and s <= 2 * d:  # otherwise the products of weights cost more
+        if self.joined and n * s >= 2 * d and s <= 2 * d:  # otherwise the products of weights cost more
             return self._joined(x, bias)
         qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.view(n, s, 3, self.num_heads, d // self.num_heads).permute(2, 0, 3, 1, 4)

@@ -58,6 +58,7 @@ COLUMNS = {
     "given its views: times as fast": "times as fast",
     "achieved GFLOP/s": "GFLOP/s",
     "share of the peak, %": "% of peak",
+    "share of the peak, as computed, %": "% computed",
     "peak memory of a step, MB": "memory, MB",
     "parameters, millions": "parameters, M",
     "forward GFLOPs a clip": "GFLOPs a clip",

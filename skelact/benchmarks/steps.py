@@ -52,6 +52,7 @@ def made_up_clips(
         label=torch.randint(classes, (count,), generator=generator),
         index=torch.arange(count),
         mask=mask if persons > 1 else None,
+        total=total,
     ).to(device)
 
 
@@ -164,13 +165,13 @@ class SkeletonStep(Step):
 
     def __init__(self, method: Any, clips: RaggedClips, batch_size: int, precision: str, device: torch.device) -> None:
         super().__init__(method, batch_size, precision, device)
-        self.clips = clips
+        self.clips, self.lengths = clips, clips.length.cpu()
         self.generator = torch.Generator().manual_seed(0)
 
     def batch(self) -> RaggedClips:
         """Clips drawn at random; integers alone are moved."""
         rows = torch.randperm(len(self.clips), generator=self.generator)[: self.batch_size]
-        return self.clips.select(rows.to(self.device))
+        return self.clips.select(rows.to(self.device), int(self.lengths[rows].sum()))
 
     def given(self, batch: RaggedClips) -> tuple[RaggedClips, Any]:
         """The clips, and the method's own views."""

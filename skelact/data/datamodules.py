@@ -26,6 +26,7 @@ from skelact.data.loading import (
     choose_residence,
     given_channels,
     require,
+    send,
 )
 from skelact.data.splits import part_rows, split_rule
 from skelact.data.store import Store
@@ -369,8 +370,12 @@ class SkeletonDataModule(pl.LightningDataModule):
                 self._frames["all"] = self._frames["all"].to(target)
                 target = self._frames["all"].device  # with its number
         resident = self._frames["all"]
-        picked = resident.select(rows.to(resident.device))
-        return picked if target in (None, picked.device) else picked.compact().to(target)
+        total = int(self._ready.store.length[rows.numpy()].sum())
+        picked = resident.select(send(rows, resident.device), total)
+        if target in (None, picked.device):
+            return picked
+        picked = picked.compact()
+        return picked.pin_memory().to(target, non_blocking=True) if target.type == "cuda" else picked.to(target)
 
     def _evaluation(self, part: str) -> DataLoader:
         return self._dataloader(DealtBatches(self.rows(part), self.eval_batch_size, *self._ranks()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ class ClipLoader:
             clips = RaggedClips(frames, clips.start, clips.length, clips.label, clips.index, mask)
         if change is not None and not stored:
             clips = change(clips)
-        return clips if self.normalize is None else self.normalize(clips)
+        clips = clips if self.normalize is None else self.normalize(clips)
+        return replace(clips, total=int(clips.length.sum()))
 
     def nbytes(self) -> int:
         """Bytes of the whole store in memory."""
@@ -124,6 +126,12 @@ class ClipLoader:
             last = max(int(np.searchsorted(end, begin + CHUNK_FRAMES, side="right")), first + 1)
             yield np.arange(first, last)
             first = last
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device; a GPU fetches it from pinned memory, so that the host need not wait."""
+    gpu = device.type == "cuda" and tensor.device.type == "cpu"
+    return tensor.pin_memory().to(device, non_blocking=True) if gpu else tensor.to(device)
 
 
 def available_memory() -> int:

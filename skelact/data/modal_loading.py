@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from skelact.clips import Frames, RaggedClips
-from skelact.data.loading import Change, ClipLoader
+from skelact.data.loading import Change, ClipLoader, send
 from skelact.data.media import MediaStore
 from skelact.data.modalities import SKELETON, ModalTable
 from skelact.data.store import StoreError
@@ -90,7 +90,7 @@ class Source(ABC):
     def take(self, positions: Tensor) -> Tensor:
         """`(n, T, ...)` rows at `positions` `(n, T)`, by one gather where the data live."""
         if self._held is not None:
-            return self._held[positions.to(self._held.device, non_blocking=True)]
+            return self._held[send(positions, self._held.device)]
         return torch.from_numpy(self.rows()[positions.numpy()])
 
     def spans(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,7 +175,7 @@ class ImageSource(Source):
         if self.decodes:
             return Pictures(self._decode(positions.numpy(), rows.numpy()), mask)
         values = self.take(positions)
-        mask = mask.to(values.device, non_blocking=True)
+        mask = send(mask, values.device)
         return Pictures(((torch.arange(len(rows)), values),), mask) if self.features is None else Frames(values, mask)
 
     def _decode(self, positions: np.ndarray, rows: np.ndarray) -> tuple[tuple[Tensor, Tensor], ...]:
@@ -245,7 +245,7 @@ class SignalSource(Source):
         weight = (exact - low).float()[..., None]
         high = torch.minimum(low + 1, length[:, None] - 1)
         ends = self.take(torch.stack((start[:, None] + low, start[:, None] + high)))
-        values = torch.lerp(ends[0], ends[1], weight.to(ends.device, non_blocking=True))
+        values = torch.lerp(ends[0], ends[1], send(weight, ends.device))
         return Frames(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device))
 
     def finish(self, part: Frames, name: str, draws: Draws | None) -> Frames:

@@ -17,7 +17,7 @@ from skelact.clips import Frames, ModalClips, RaggedClips
 from skelact.data.datamodules import SkeletonDataModule
 from skelact.data.embedded import open_media, open_store
 from skelact.data.frame_features import frame_features
-from skelact.data.loading import Change, DealtBatches, require
+from skelact.data.loading import Change, DealtBatches, require, send
 from skelact.data.media import MediaStore
 from skelact.data.modal_loading import ImageSource, ModalBatch, ModalBatches, SignalSource, Source
 from skelact.data.modalities import SKELETON, ModalTable, media_paths
@@ -260,7 +260,7 @@ class MultiModalDataModule(SkeletonDataModule):
         for m in resident:
             if m == SKELETON:
                 skeletons = self._deliver(reader.at[rows[have[m]], self.modalities.index(m)], device)
-                parts[m] = replace(skeletons, index=rows[have[m]].to(skeletons.device))
+                parts[m] = replace(skeletons, index=send(rows[have[m]], skeletons.device))
             else:
                 self._sources[m].hold(device if self._residence_for(device) == "device" else None)
         parts |= reader.read(rows, batch.epoch, tuple(m for m in resident if m != SKELETON))
@@ -268,7 +268,8 @@ class MultiModalDataModule(SkeletonDataModule):
         for m in self.modalities:
             if m in parts:
                 part = parts[m].to(device, non_blocking=True)
-                draws = reader.draws(batch.epoch, rows[have[m]].to(device))
+                draws = reader.draws(batch.epoch, send(rows[have[m]], device))
                 ready[m] = part if isinstance(part, RaggedClips) else self._sources[m].finish(part, m, draws)
         available = torch.stack(list(have.values()), 1)
-        return ModalClips(ready, available.to(device), self.modalities, reader.label[rows].to(device), rows.to(device))
+        label, index = send(reader.label[rows], device), send(rows, device)
+        return ModalClips(ready, send(available, device), self.modalities, label, index)

@@ -174,8 +174,10 @@ def benchmark(cfg: DictConfig) -> int:
     kind = str(cfg.kind)
     if kind in ("method", "methods"):
         return _benchmark_methods(cfg, kind)
+    if kind == "scaling":
+        return _benchmark_scaling(cfg)
     if kind not in _MEASURES:
-        raise SkelactError(f"benchmark kind={kind} is none of {', '.join(_MEASURES)}, method, methods")
+        raise SkelactError(f"benchmark kind={kind} is none of {', '.join(_MEASURES)}, scaling, method, methods")
     module, _, name = _MEASURES[kind].rpartition(".")
     function = getattr(importlib.import_module(module), name)
     asked: dict[str, Any] = {key: cfg[key] for key in ("seconds", "threads", "seed", "clips", "target", "archive")}
@@ -216,6 +218,26 @@ def _benchmark_methods(cfg: DictConfig, kind: str) -> int:
         print_wide([cells_table("training steps", *methods.table(records), "method")], Console(highlight=False))
     write_records(file, records)
     print(f"written to {file}")
+    return 0
+
+
+def _benchmark_scaling(cfg: DictConfig) -> int:
+    """A method's step on more and more devices."""
+    from rich.console import Console
+
+    from skelact.benchmarks.scaling import Assumed, measure
+    from skelact.engine.files import replace_text
+    from skelact.tables import cells_table, print_wide
+
+    media: Any = OmegaConf.to_container(cfg.data.media, resolve=True) if "modalities" in cfg.data else None
+    asked = (cfg.gflops, 1e9), (cfg.bandwidth_gbs, 1e9), (cfg.latency_us, 1e-6)
+    assumed = Assumed(*(None if value is None else float(value) * unit for value, unit in asked))
+    numbers, rows = measure(_resolved(cfg), media, assumed)
+    _print_numbers(numbers)
+    cells = [[f"{value:,.4g}" for value in row.values()] for row in rows]
+    print_wide([cells_table("predicted", list(rows[0]), cells, "ranks")], Console(highlight=False))
+    if cfg.output:
+        replace_text(Path(str(cfg.output)), json.dumps({**numbers, "predicted": rows}, indent=1) + "\n")
     return 0
 
 

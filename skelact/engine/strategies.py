@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.strategies import FSDPStrategy
+from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from skelact.callbacks.online_knn import whole_weights
+from skelact.engine.launch import processes
 from skelact.errors import SkelactError
 
 
@@ -71,6 +74,16 @@ class Reassembled(pl.Callback):
             pl_module.get_submodule(place)._parameters[leaf] = nn.Parameter(values, trained[name])
 
 
+def ddp_options() -> dict[str, Any]:
+    """Options of DDP: it need not broadcast buffers before each step.
+
+    They are equal on all ranks as they are, for batch statistics and queues are made of all ranks' clips. A queue of
+    keys is several times as large as an ST-GCN's gradients.
+    """
+    known = inspect.signature(DistributedDataParallel.__init__).parameters  # the older name warns where both are
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+
+
 def sharing(trainer: Mapping[str, Any], method: Any) -> dict[str, Any]:
     """What takes the place of the option `strategy` of a trainer: an object, or the option as it was.
 
@@ -78,6 +91,8 @@ def sharing(trainer: Mapping[str, Any], method: Any) -> dict[str, Any]:
         SkelactError: a strategy that is not installed, or that the method or another option does not go with.
     """
     name = trainer.get("strategy")
+    if name == "ddp" or (name in (None, "auto") and processes(trainer) > 1):
+        return {"strategy": DDPStrategy(**ddp_options())}
     if not isinstance(name, str) or not name.startswith(("fsdp", "deepspeed")):
         return {}
     asked = f"trainer.strategy={name}"

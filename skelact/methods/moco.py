@@ -214,7 +214,8 @@ class CrosSCLR(SkeletonCLR):
 
     def cross_logits(self, q: Tensor, k: Tensor, a: int, b: int) -> tuple[Tensor, Tensor]:
         """Logits and positives `(N, 1 + K)` of stream a supervised by b, `(N, 1 + 2K)` with context."""
-        own, other = self.queue.similarity(q)[[a, b]]
+        similarity = self.queue.similarity(q)
+        own, other = similarity[a], similarity[b]
         found = nearest(other.detach(), self.topk)
         key = (q[a] * k[a]).sum(-1, keepdim=True)
         parts, marks = [key, own], [torch.ones_like(key, dtype=torch.bool), found]

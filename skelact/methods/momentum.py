@@ -243,8 +243,9 @@ class ContrastHead(nn.Module):
         numbers = range(self.stack) if streams is None else streams
         later = [row for row, number in enumerate(numbers) if number]
         if self.before is not None and later:
-            own = F.relu(self.before(features[later], [numbers[row] - 1 for row in later]))
-            features = torch.cat([features[: len(features) - len(later)], own])  # the first stream comes first
+            first = len(features) - len(later)  # the first stream comes first
+            own = F.relu(self.before(features[first:], [numbers[row] - 1 for row in later]))
+            features = torch.cat([features[:first], own])
         shared = features.flatten(0, 1)[None]
         return self.output(F.relu(self.hidden(shared))).view(*features.shape[:2], -1)
 

@@ -6,7 +6,16 @@ its inputs on their device; none of them reads a value back to the host.
 
 from skelact.objectives.actionmae import reconstruction_loss
 from skelact.objectives.contrastive import cosine_distance, cross_entropy_of_positives, mimic, nearest
-from skelact.objectives.ranks import all_reduce, at_least_single, gather, global_mean, largest, own_rows, world_size
+from skelact.objectives.ranks import (
+    all_reduce,
+    at_least_single,
+    gather,
+    global_mean,
+    largest,
+    own_rows,
+    without_autocast,
+    world_size,
+)
 from skelact.objectives.supcon import supcon
 from skelact.objectives.umurl import UmURLTerms, umurl_loss, vc_regularisation
 
@@ -26,5 +35,6 @@ __all__ = [
     "supcon",
     "umurl_loss",
     "vc_regularisation",
+    "without_autocast",
     "world_size",
 ]

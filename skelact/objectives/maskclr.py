@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skelact.objectives.ranks import at_least_single
+from skelact.objectives.ranks import at_least_single, without_autocast
 
 
 def nt_xent(
@@ -40,7 +40,7 @@ def nt_xent(
         Mean over the anchors, 0 where there are none.
     """
     n = len(first)
-    with torch.autocast(first.device.type, enabled=False):
+    with without_autocast(first):
         vectors = at_least_single(torch.cat([first, second]))
         if normalise:
             vectors = F.normalize(vectors, dim=-1)
@@ -151,5 +151,5 @@ def _class_means(x: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
     """Means `(K, D)` of the rows `(B, D)` that `members` `(B, K)` puts into each class, and which have any."""
     weight = members.to(x.dtype)
     count = weight.sum(0)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         return weight.T @ x / count.clamp_min(1)[:, None], count > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -102,3 +103,9 @@ def global_mean(per_sample: Tensor) -> Tensor:
 def at_least_single(x: Tensor) -> Tensor:
     """Half precision as float32, anything else as it is."""
     return x.float() if x.dtype.itemsize < 4 else x
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off on a tensor's device, if it knows autocast; the meta device, for counting costs, does not."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from skelact.objectives.ranks import at_least_single
+from skelact.objectives.ranks import at_least_single, without_autocast
 
 _TINY = 1e-12
 
@@ -43,7 +43,7 @@ def supcon(
         Scalar, in single precision at least.
     """
     batch, views, _ = features.shape
-    with torch.autocast(features.device.type, enabled=False):
+    with without_autocast(features):
         anchors = at_least_single(features).transpose(0, 1).flatten(0, 1)  # view after view
         if normalize:
             anchors = F.normalize(anchors, dim=1)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from skelact.objectives.ranks import without_autocast
+
 
 def vc_regularisation(z: Tensor, epsilon: float = 1e-4, direct: bool = False) -> tuple[Tensor, Tensor]:
     """Variance and covariance penalties of VICReg (Bardes et al., ICLR 2022), as UmURL uses them.
@@ -73,7 +75,7 @@ def umurl_loss(
     if in_autocast and torch.is_autocast_enabled(z.device.type):
         return _umurl_terms(z, consistency, variance, covariance, direct=True)
     # Products of B half-precision terms overflow or lose the small covariances, so the loss is float32 at least.
-    with torch.autocast(z.device.type, enabled=False):
+    with without_autocast(z):
         return _umurl_terms(z.float() if z.dtype.itemsize < 4 else z, consistency, variance, covariance, direct=False)
 
 

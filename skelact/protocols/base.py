@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from skelact.errors import SkelactError
+from skelact.methods.cost import forward_cost
 from skelact.protocols.features import FeatureTable, Subject, Subset, modality_encoders, pose_streams
 from skelact.results import Record, repeated_interval, save_scores
 
@@ -331,14 +332,10 @@ def forward_gflops(
 ) -> float:
     """Forward cost of one clip through the encoder, by default with all its streams.
 
-    Counted are 2 x multiply-adds of the matrix products, those of attention included. The clip is the first that has
-    all streams, if one of the first fifty does.
+    By the rule of :mod:`skelact.methods.cost`. The clip is the first that has all streams, if one of the first fifty
+    does.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
-    device = next(method.parameters()).device
-    was_training = method.training
-    batches = iter(datamodule.batches(part, 1, device))
+    batches = iter(datamodule.batches(part, 1, next(method.parameters()).device))
     batch = first = next(batches)
     for other in islice(batches, 50):
         if bool(method.available(batch).all()):
@@ -346,10 +343,4 @@ def forward_gflops(
         batch = other
     else:
         batch = first
-    method.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            method.features(batch, streams)
-    finally:
-        method.train(was_training)
-    return counter.get_total_flops() / 1e9
+    return forward_cost(method, batch, streams).gflops

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from skelact.skeleton.constants import constant
 from skelact.skeleton.layouts import LayoutError
 
 _TINY = 1e-6  # below this the reference code takes an axis or an angle for zero
@@ -46,7 +47,7 @@ def rotation_about(axis: Tensor, angle: Tensor) -> Tensor:
 
 def yaw_matrix(angle: Tensor, up: str = "y") -> Tensor:
     """Rotation `(..., 3, 3)` by `angle` `(...)` radians about the vertical axis."""
-    return rotation_about(angle.new_tensor(axis_vector(up)), angle)
+    return rotation_about(constant(axis_vector(up), angle.device, angle.dtype), angle)
 
 
 def euler_matrix(yaw: Tensor, pitch: Tensor, roll: Tensor, up: str = "y") -> Tensor:
@@ -55,7 +56,7 @@ def euler_matrix(yaw: Tensor, pitch: Tensor, roll: Tensor, up: str = "y") -> Ten
     Yaw is about the vertical, pitch about x (about y where x is the vertical), roll about the remaining axis.
     """
     letters = [letter for letter in "xyz" if letter != up.removeprefix("-")]
-    about_pitch, about_roll = (yaw.new_tensor(axis_vector(letter)) for letter in letters)
+    about_pitch, about_roll = (constant(axis_vector(letter), yaw.device, yaw.dtype) for letter in letters)
     return yaw_matrix(yaw, up) @ rotation_about(about_pitch, pitch) @ rotation_about(about_roll, roll)
 
 

@@ -7,12 +7,12 @@ coordinates (a score) are not subtracted: the derived point gets the lesser of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from skelact.errors import SkelactError
+from skelact.skeleton.constants import constant
 from skelact.skeleton.layouts import Layout
 
 STREAMS = ("joint", "bone", "motion", "bone_motion")
@@ -24,15 +24,9 @@ def _minus(a: Tensor, b: Tensor, dims: int | None) -> Tensor:
     return torch.cat((a[..., :dims] - b[..., :dims], torch.minimum(a[..., dims:], b[..., dims:])), -1)
 
 
-@lru_cache(maxsize=64)
-def _parents(layout: Layout, device: torch.device) -> Tensor:
-    """Parent of each joint on a device, kept: building it anew would make every step wait for a copy."""
-    return torch.tensor(layout.parents, device=device)
-
-
 def bone(views: Tensor, layout: Layout) -> Tensor:
     """Child minus parent for every joint; the root's bone is zero. `(..., V, C)` to the same shape."""
-    parents = _parents(layout, views.device)
+    parents = constant(tuple(layout.parents), views.device)
     return _minus(views, views.index_select(-2, parents), layout.dims)
 
 
@@ -75,7 +69,7 @@ def derive_masks(mask: Tensor, streams: Sequence[str], layout: Layout) -> dict[s
         SkelactError: unknown stream.
     """
     _check(streams)
-    parents = _parents(layout, mask.device)
+    parents = constant(tuple(layout.parents), mask.device)
 
     def moved(seen: Tensor) -> Tensor:
         return seen & torch.cat((seen[..., 1:, :], seen[..., -1:, :]), -2)

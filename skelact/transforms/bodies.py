@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from skelact.skeleton.constants import constant
 from skelact.skeleton.layouts import Layout
 
 
@@ -155,7 +156,7 @@ def body_facing(points: Tensor, seen: Tensor | None, layout: Layout, owner: Tens
         base: `(N,)` first row of each clip.
     """
     left, right = layout.shoulders
-    line = (points[:, :, right] - points[:, :, left])[..., horizontal(layout)]
+    line = in_plane(points[:, :, right] - points[:, :, left], layout)
     if seen is None:
         return line
     both = seen[:, :, left] & seen[:, :, right]
@@ -168,10 +169,17 @@ def horizontal(layout: Layout) -> list[int]:
     return [0, 2] if layout.up[-1] == "y" else [0, 1]
 
 
+def in_plane(points: Tensor, layout: Layout) -> Tensor:
+    """The two horizontal coordinates of `(..., C)`: `(..., 2)`."""
+    return torch.stack([points[..., axis] for axis in horizontal(layout)], -1)
+
+
 def direction(line: Tensor) -> Tensor:
     """Unit vectors along `line` `(..., 2)`; (1, 0), which turns nothing, where it is zero."""
     norm = line.norm(dim=-1, keepdim=True)
-    return torch.where(norm > 0, line / norm.clamp_min(torch.finfo(line.dtype).tiny), line.new_tensor((1.0, 0.0)))
+    return torch.where(
+        norm > 0, line / norm.clamp_min(torch.finfo(line.dtype).tiny), constant((1.0, 0.0), line.device, line.dtype)
+    )
 
 
 def turned(points: Tensor, towards: Tensor, layout: Layout) -> Tensor:

@@ -8,7 +8,6 @@ keeps at least one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from skelact.errors import SkelactError
+from skelact.skeleton.constants import constant
 from skelact.transforms.base import Params, check_p
 from skelact.transforms.draws import Draws
 
@@ -180,7 +180,6 @@ class Groups(DropPolicy):
         return available & (kept[:, :, None] & table).any(1)
 
 
-@lru_cache(maxsize=64)  # building it anew would make every step wait for a copy to the device
 def subset_table(subsets: tuple[tuple[str, ...], ...], names: tuple[str, ...], device: torch.device) -> Tensor:
     """`(S, M)` bool: which of M names each of S subsets holds.
 
@@ -190,7 +189,7 @@ def subset_table(subsets: tuple[tuple[str, ...], ...], names: tuple[str, ...], d
     unknown = {name for subset in subsets for name in subset} - set(names)
     if unknown:
         raise SkelactError(f"subsets of modalities: {', '.join(sorted(unknown))} is none of {', '.join(names)}")
-    return torch.tensor([[name in subset for name in names] for subset in subsets], device=device)
+    return constant(tuple(tuple(name in subset for name in names) for subset in subsets), device)
 
 
 def subsets_of(names: Sequence[str]) -> list[tuple[str, ...]]:

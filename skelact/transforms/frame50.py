@@ -18,7 +18,7 @@ from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
 from skelact.skeleton.layouts import Layout, get_layout
 from skelact.transforms.base import check_preset
-from skelact.transforms.bodies import direction, first_observed, horizontal, in_clip, turned
+from skelact.transforms.bodies import direction, first_observed, in_clip, in_plane, turned
 from skelact.transforms.draws import Draws
 from skelact.transforms.normalize import Normalize, joint_index
 from skelact.transforms.sampling import Sampler, resample
@@ -87,7 +87,7 @@ class Frame50(Sampler):
         if mask is None:
             rows[..., :3] -= rows[..., self._center : self._center + 1, :3].clone()
         left, right = self._layout.shoulders
-        line = (rows[..., right, :] - rows[..., left, :])[..., horizontal(self._layout)]
+        line = in_plane(rows[..., right, :] - rows[..., left, :], self._layout)
         if released:
             cosine = line[..., 0] / (line.norm(dim=-1) + 1e-4)
             sign = torch.where(line[..., 1].sum(1, keepdim=True) >= 0, 1.0, -1.0)

@@ -137,11 +137,11 @@ class Normalize(nn.Module):
             )
         end = clips.length.cumsum(0)
         # clips one after another that use every frame, as loaders read them: slices instead of gathers
-        packed = int(end[-1]) == len(clips.frames) if len(clips) else False
-        packed = packed and bool((clips.start == end - clips.length).all())
+        packed = len(clips) > 0 and clips.device.type == "cpu"  # others would wait for the answer
+        packed = packed and int(end[-1]) == len(clips.frames) and bool((clips.start == end - clips.length).all())
         frames = torch.empty_like(clips.frames) if packed else clips.frames.clone()
         mask = None if clips.mask is None else clips.mask.clone()
-        for part, first, last in self._chunks(clips, end.cpu()):
+        for part, first, last in self._chunks(clips, end):
             rows = slice(first, last) if packed else part.frame_rows()
             with torch.autocast(clips.device.type, enabled=False):  # centimetres do not survive half precision
                 points, seen = self._normalize(part, clips.frames[rows], None if mask is None else mask[rows])
@@ -151,8 +151,14 @@ class Normalize(nn.Module):
         return replace(clips, frames=frames, mask=mask)
 
     def _chunks(self, clips: RaggedClips, end: Tensor) -> Iterator[tuple[RaggedClips, int, int]]:
-        """The clips, some at a time, each with its range among the frames of all clips one after another."""
-        first = done = 0
+        """The clips, some at a time, each with its range among the frames of all clips one after another.
+
+        On an accelerator a batch whose frames were counted is done at once: it has no cache that chunks should fit.
+        """
+        if clips.device.type != "cpu" and clips.total is not None:
+            yield clips, 0, clips.total
+            return
+        end, first, done = end.cpu(), 0, 0
         while first < len(clips):
             last = max(int(torch.searchsorted(end, done + self.chunk, right=True)), first + 1)
             until = int(end[last - 1])

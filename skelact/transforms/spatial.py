@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from skelact.errors import SkelactError
+from skelact.skeleton.constants import constant
 from skelact.skeleton.geometry import euler_matrix, rotation_about
 from skelact.skeleton.layouts import Layout, get_layout
 from skelact.transforms.base import Compose, OneOf, Params, Transform, apply_matrix, check_p, check_preset, present
@@ -164,7 +165,7 @@ class RandomRotation(_Linear):
 
     def draw(self, draws: Draws, views: Tensor) -> Params:
         """`angles` `(N, 3)`: yaw, pitch and roll in radians."""
-        limit = torch.tensor((self.yaw, self.pitch, self.roll), device=draws.index.device)
+        limit = constant((self.yaw, self.pitch, self.roll), draws.index.device)
         angles = draws.uniform("rotation.angles", 3, low=-1.0, high=1.0) * limit
         return {"angles": angles if self.p >= 1 else angles * draws.coin("rotation.p", self.p)[:, None]}
 
@@ -304,7 +305,7 @@ class Flip(Transform):
             raise SkelactError(f"Flip has a layout of {len(self._mirror)} joints, the views have {views.shape[-2]}")
         n, m, t, v, c = views.shape
         flip = params["flip"][:, None]
-        joint = torch.where(flip, torch.tensor(self._mirror, device=views.device), torch.arange(v, device=views.device))
+        joint = torch.where(flip, constant(tuple(self._mirror), views.device), torch.arange(v, device=views.device))
         value = (joint[..., None] * c + torch.arange(c, device=views.device)).view(n, 1, v * c)
         rows = views.transpose(1, 2).reshape(n, t * m, v * c)  # as it lies in memory
         out = rows.gather(2, value.expand(-1, t * m, -1)).view(n, t, m, v, c)

@@ -76,7 +76,7 @@ def _at(scene: Scene, owner: Tensor, place: Tensor, length: Tensor) -> RaggedCli
     weight = torch.where(seen & seen_after, weight, (seen_after & ~seen).to(weight.dtype))
     frames = torch.lerp(scene.clips.frames[rows], scene.clips.frames[after], weight[..., None])
     mask = None if scene.clips.mask is None else seen | seen_after
-    return replace(scene.clips, frames=frames, mask=mask, start=length.cumsum(0) - length, length=length)
+    return replace(scene.clips, frames=frames, mask=mask, start=length.cumsum(0) - length, length=length, total=None)
 
 
 class LeftRightSwap(Corruption):

@@ -1,0 +1,125 @@
+"""No training step makes the host wait for the device.
+
+Steps run on PyTorch's `meta` device, whose tensors have shapes but no values: it takes the ways of an accelerator, and
+whatever would have to read a value on the host raises there. What a GPU's host waits for besides, copies between host
+and device, is watched for.
+"""
+
+import contextlib
+from pathlib import Path
+
+import pytest
+import skelact.conf
+import torch
+from hydra import compose, initialize_config_module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from skelact.benchmarks.steps import made_up_clips
+from skelact.clips import Frames
+from skelact.engine.build import build
+from skelact.engine.commands import _resolved
+from skelact.skeleton.layouts import get_layout
+from skelact.transforms.draws import Draws
+from tests.methods import test_multimodal
+from tests.methods.every import EVERY, loss_of, make, step
+
+META = torch.device("meta")
+AUGMENTATIONS = sorted(p.stem for p in (Path(skelact.conf.__path__[0]) / "augment").glob("*.yaml"))
+
+
+class NothingIsCopied(TorchDispatchMode):
+    """Raises where something is brought to the device: of memory that is not pinned the host waits for the copy."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        out = func(*args, **(kwargs or {}))
+        if any(isinstance(x, torch.Tensor) and x.device == META for x in tree_leaves(out)):
+            assert func != torch.ops.aten.lift_fresh.default, "a tensor is made of numbers in every step"
+            foreign = [tuple(x.shape) for x in given if x.device != META and x.ndim]
+            assert not foreign, f"{func} brings tensors {foreign} to the device in every step"
+        return out
+
+
+class Autocast(torch.autocast):
+    """There is none for meta tensors."""
+
+    def __init__(self, device_type, *args, **kwargs):
+        super().__init__("cpu" if device_type == "meta" else device_type, *args, **kwargs)
+
+
+@pytest.fixture(autouse=True)
+def no_autocast(monkeypatch):
+    monkeypatch.setattr(torch, "autocast", Autocast)
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda device_type="cpu": False)
+
+
+def watched(method, batch):
+    """Two steps: the first may fill caches."""
+    optimizer = method.configure_optimizers()
+    optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
+    for number in range(2):
+        with NothingIsCopied() if number else contextlib.nullcontext():
+            step(method, batch, optimizer, number)
+
+
+def without_gaps(batch):
+    """Image frames that are all there; see below for others."""
+    parts = {k: Frames(p.values, torch.ones_like(p.mask)) if k == "rgb" else p for k, p in batch.parts.items()}
+    return type(batch)(parts, batch.available, batch.modalities, batch.label, batch.index)
+
+
+@pytest.mark.parametrize(("name", "stage"), EVERY)
+def test_a_step(name, stage):
+    method, batch = make(name, stage, META)
+    if name in ("multimodal", "actionmae"):
+        method._switch(None, False)
+    watched(method, batch)
+
+
+@pytest.mark.parametrize("name", ["umurl", "crosclr", "aimclr", "caca", "maskclr"])
+def test_a_step_as_released(name):
+    watched(*make(name, "last", META, "preset=as_released"))
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentation(name):
+    """All of them, with a mask and without."""
+    layout = "h36m17" if name.startswith("motionbert") else "ntu25"
+    with initialize_config_module("skelact.conf", version_base="1.3"):
+        cfg = compose("benchmark", overrides=["data=custom", f"+data.layout={layout}", f"augment={name}", "name=test"])
+    augment = build(_resolved(cfg)["augment"], "augment")
+    augment.views = augment.views or 2
+    joints = get_layout(layout).num_joints
+    for persons in (1, 2):  # the latter have a mask
+        clips = made_up_clips(4, persons, joints, 3, META)
+        for number in range(2):
+            with NothingIsCopied() if number else contextlib.nullcontext():
+                augment(clips, Draws(0, number, clips.index))
+
+
+#: Where the host has to wait, and why.
+WAITS = {
+    "people who are not there are left out, as many as there are (off by default)": (
+        "skeletonclr", ["backbone.ignore_absent=true", "data.persons=2"]
+    ),
+    "the same in token encoders (pack=eval, the default, does so in evaluation alone)": (
+        "maskclr", ["backbone.pack=always", "data.persons=2"]
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("why", WAITS)
+def test_options_that_do_wait(why):
+    """So that this list stays right, and so that the device is seen to tell."""
+    name, overrides = WAITS[why]
+    method, batch = make(name, "last", META, *overrides)
+    with pytest.raises(NotImplementedError, match="nonzero"):
+        loss_of(method, batch)
+
+
+def test_frames_after_the_end_of_short_clips_do_wait():
+    """Images that are not there stay out of batch statistics: how many there are decides about shapes."""
+    method, batch = test_multimodal.make("transformer").to(META), test_multimodal.clips(test_multimodal.EVERY).to(META)
+    with pytest.raises(NotImplementedError, match="nonzero"):
+        loss_of(method, batch)
