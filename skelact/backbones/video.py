@@ -131,14 +131,14 @@ class ImageEncoder(ModalityEncoder):
             SkelactError: features of another width than the network's, or no frames at all.
         """
         part = self.read(part, Frames)
-        values, mask = part.values, part.mask if self.use_mask else None
+        values, mask = part.values, part.seen if self.use_mask else None
         width = self.frames.num_features
         if values.dim() == 3 and values.shape[2] != width:
             raise SkelactError(
                 f"features of {values.shape[2]} numbers a frame were given for {self.source}, but the network gives "
                 f"{width}: they are of another network"
             )
-        features = values if values.dim() == 3 else each_frame(self.frames, values, width, mask)
+        features = values if values.dim() == 3 else each_frame(self.frames, values, width, mask, part.count)
         return self.temporal(self.project(features), mask)
 
 
