@@ -15,13 +15,14 @@ from hydra import compose, initialize_config_module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from skelact.backbones.modality import JointConvEncoder
 from skelact.benchmarks.steps import made_up_clips
 from skelact.engine.build import build
 from skelact.engine.commands import _resolved
 from skelact.skeleton import constants
 from skelact.skeleton.layouts import get_layout
 from skelact.transforms.draws import Draws
-from tests.methods import test_multimodal
+from skelact.transforms.indexing import VideoFrames
 from tests.methods.every import EVERY, loss_of, make, step
 
 META = torch.device("meta")
@@ -106,8 +107,8 @@ def test_options_that_do_wait(why):
         loss_of(method, batch)
 
 
-def test_frames_after_the_end_of_short_clips_do_wait():
-    """Images that are not there stay out of batch statistics: how many there are decides about shapes."""
-    method, batch = test_multimodal.make("transformer").to(META), test_multimodal.clips(test_multimodal.EVERY).to(META)
-    with pytest.raises(NotImplementedError, match="nonzero"):
-        loss_of(method, batch)
+def test_bodies_of_the_published_skeleton_encoder_do_wait():
+    """Frames without a body stay out of batch statistics: how many there are decides about shapes."""
+    encoder = JointConvEncoder(8, "ntu25", VideoFrames(8), num_heads=2).to(META)
+    with pytest.raises(RuntimeError, match=r"Tensor.item\(\)"):
+        encoder(made_up_clips(4, 1, 25, 3, META))
