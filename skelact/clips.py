@@ -150,10 +150,16 @@ class Frames:
         values: `(n, T, 3, H, W)` float32, images as a network reads them; or `(n, T, D)` float32, rows of a signal or
             features of single frames.
         mask: `(n, T)` bool, False behind the end of a short clip.
+        count: how many frames the mask has, where it lies on a device that would have to be waited for.
     """
 
     values: Tensor
     mask: Tensor
+    count: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask.device.type == "cpu":
+            object.__setattr__(self, "count", int(self.mask.sum()))
 
     def __len__(self) -> int:
         return self.values.shape[0]
@@ -165,13 +171,17 @@ class Frames:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Frames:
         """The same frames on another device."""
-        return Frames(
-            self.values.to(device, non_blocking=non_blocking), self.mask.to(device, non_blocking=non_blocking)
-        )
+        values, mask = (x.to(device, non_blocking=non_blocking) for x in (self.values, self.mask))
+        return Frames(values, mask, self.count)
 
     def pin_memory(self) -> Frames:
         """The same frames in page-locked memory."""
-        return Frames(self.values.pin_memory(), self.mask.pin_memory())
+        return Frames(self.values.pin_memory(), self.mask.pin_memory(), self.count)
+
+    @property
+    def seen(self) -> Tensor | None:
+        """The mask; None where it is known that all frames are in it."""
+        return None if self.count == self.mask.numel() else self.mask
 
 
 @dataclass(frozen=True)
@@ -254,7 +264,8 @@ def zero_clips(count: int, shape: Sequence[int], like: Tensor) -> RaggedClips | 
     """
     values = like.new_zeros(count, *shape)
     if len(shape) != 3:
-        return Frames(values, torch.ones(count, shape[0], dtype=torch.bool, device=like.device))
+        mask = torch.ones(count, shape[0], dtype=torch.bool, device=like.device)
+        return Frames(values, mask, mask.numel())
     row = torch.arange(count, device=like.device)
     return RaggedClips(values, row, torch.ones_like(row), torch.full_like(row, -1), row, total=count)
 

@@ -53,7 +53,7 @@ class ModalityEncoder(nn.Module):
         """One clip like those of a part, but all zeros, which count as observed."""
         if isinstance(part, Frames):
             shape = (1, *part.values.shape[1:])
-            return Frames(part.values.new_zeros(shape), part.mask.new_ones(shape[:2]))
+            return Frames(part.values.new_zeros(shape), part.mask.new_ones(shape[:2]), shape[1])
         frames = int(getattr(getattr(self, "sampler", None), "frames", 1))
         mask = None if part.mask is None else part.mask.new_ones(frames, *part.mask.shape[1:])
         number = torch.zeros(1, dtype=torch.int64, device=part.device)
@@ -225,17 +225,21 @@ def _convolution(width: int, number: int, layers: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(block))
 
 
-def each_frame(network: nn.Module | Any, values: Tensor, width: int, mask: Tensor | None = None) -> Tensor:
+def each_frame(
+    network: nn.Module | Any, values: Tensor, width: int, mask: Tensor | None = None, count: int | None = None
+) -> Tensor:
     """Features `(n, T, width)` of frames `(n, T, ...)`: only those in `mask` are computed, the others are zeros.
 
-    That keeps what is not there out of batch statistics; on a GPU it waits to know how many there are.
+    That keeps what is not there out of batch statistics. How many there are must be known on the host: a GPU is waited
+    for unless `count` says it.
     """
     n, t = values.shape[:2]
     values = values.flatten(0, 1)
     if mask is None:
         return network(values).unflatten(0, (n, t))
-    rows = mask.flatten().nonzero()[:, 0]
-    if len(rows) == n * t:
+    count = int(mask.sum()) if count is None else count
+    if count == n * t:
         return network(values).unflatten(0, (n, t))
+    rows = mask.flatten().logical_not().to(torch.uint8).argsort(stable=True)[:count]
     features = network(values[rows])
     return features.new_zeros(n * t, width).index_copy(0, rows, features).unflatten(0, (n, t))

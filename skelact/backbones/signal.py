@@ -50,13 +50,15 @@ class SignalEncoder(ModalityEncoder):
             SkelactError: rows of another number of channels.
         """
         part = self.read(part, Frames)
-        values, mask = part.values, part.mask
+        values, mask = part.values, part.seen
         if values.dim() != 3 or values.shape[2] != self.channels:
             raise SkelactError(
                 f"SignalEncoder was built for channels={self.channels}, but {self.source} has clips of shape "
                 f"{tuple(values.shape[1:])}"
             )
         rest = -values.shape[1] % self.patch
-        values = nn.functional.pad(values.masked_fill(~mask[..., None], 0), (0, 0, 0, rest))
-        seen = nn.functional.pad(mask, (0, rest), value=False).unflatten(1, (-1, self.patch)).any(2)
-        return self.temporal(self.embed(values.transpose(1, 2)).transpose(1, 2), seen)
+        if mask is not None:
+            values = values.masked_fill(~mask[..., None], 0)
+            mask = nn.functional.pad(mask, (0, rest), value=False).unflatten(1, (-1, self.patch)).any(2)
+        values = nn.functional.pad(values, (0, 0, 0, rest))
+        return self.temporal(self.embed(values.transpose(1, 2)).transpose(1, 2), mask)

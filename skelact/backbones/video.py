@@ -53,7 +53,10 @@ class FrameEncoder(nn.Module):
         with torch.random.fork_rng([], enabled=frozen):
             if frozen:
                 torch.manual_seed(0)
-            self.net = over_ranks(_network(name, tag, pretrained, options))
+            net = over_ranks(_network(name, tag, pretrained, options))
+        # Pixels of all channels beside each other: convolutions, pooling and normalisation are faster so, and the
+        # first layer's weights decide.
+        self.net = net.to(memory_format=torch.channels_last)
         self.num_features = int(self.net.num_features)  # type: ignore[arg-type]
         self.frozen, self.chunk = frozen, chunk
         if frozen:
@@ -128,14 +131,14 @@ class ImageEncoder(ModalityEncoder):
             SkelactError: features of another width than the network's, or no frames at all.
         """
         part = self.read(part, Frames)
-        values, mask = part.values, part.mask if self.use_mask else None
+        values, mask = part.values, part.seen if self.use_mask else None
         width = self.frames.num_features
         if values.dim() == 3 and values.shape[2] != width:
             raise SkelactError(
                 f"features of {values.shape[2]} numbers a frame were given for {self.source}, but the network gives "
                 f"{width}: they are of another network"
             )
-        features = values if values.dim() == 3 else each_frame(self.frames, values, width, mask)
+        features = values if values.dim() == 3 else each_frame(self.frames, values, width, mask, part.count)
         return self.temporal(self.project(features), mask)
 
 

@@ -39,19 +39,22 @@ class Pictures:
     Args:
         groups: for each size of frames the positions `(k,)` among the n clips, and `(k, T, H, W, C)` uint8.
         mask: `(n, T)` bool, False behind the end of a short clip.
+        count: how many frames the mask has.
     """
 
     groups: tuple[tuple[Tensor, Tensor], ...]
     mask: Tensor
+    count: int
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Pictures:
         """The same pictures on another device."""
         moved = tuple(tuple(t.to(device, non_blocking=non_blocking) for t in group) for group in self.groups)
-        return Pictures(moved, self.mask.to(device, non_blocking=non_blocking))  # type: ignore[arg-type]
+        return Pictures(moved, self.mask.to(device, non_blocking=non_blocking), self.count)  # type: ignore[arg-type]
 
     def pin_memory(self) -> Pictures:
         """The same pictures in page-locked memory."""
-        return Pictures(tuple((a.pin_memory(), b.pin_memory()) for a, b in self.groups), self.mask.pin_memory())
+        groups = tuple((a.pin_memory(), b.pin_memory()) for a, b in self.groups)
+        return Pictures(groups, self.mask.pin_memory(), self.count)
 
 
 Part = RaggedClips | Frames | Pictures
@@ -171,12 +174,14 @@ class ImageSource(Source):
         start, length = self.spans(rows)
         unit = draws.uniform("frames", int(length.max())) if draws is not None and self.random else None
         index, mask = video_index(length, self.frames, unit)
-        positions = start[:, None] + index
+        positions, count = start[:, None] + index, int(mask.sum())
         if self.decodes:
-            return Pictures(self._decode(positions.numpy(), rows.numpy()), mask)
+            return Pictures(self._decode(positions.numpy(), rows.numpy()), mask, count)
         values = self.take(positions)
         mask = send(mask, values.device)
-        return Pictures(((torch.arange(len(rows)), values),), mask) if self.features is None else Frames(values, mask)
+        if self.features is not None:
+            return Frames(values, mask, count)
+        return Pictures(((torch.arange(len(rows)), values),), mask, count)
 
     def _decode(self, positions: np.ndarray, rows: np.ndarray) -> tuple[tuple[Tensor, Tensor], ...]:
         """Only the frames chosen, each once; by size, which differs where sources crop by the person."""
@@ -195,19 +200,19 @@ class ImageSource(Source):
     def finish(self, part: Pictures | Frames, name: str, draws: Draws | None) -> Frames:
         """Images through the transform, each modality with draws of its own; features as float32."""
         if isinstance(part, Frames):
-            return Frames(part.values.float(), part.mask)
+            return Frames(part.values.float(), part.mask, part.count)
         if self.transform is None:
             raise SkelactError(f"data.images.{name} is missing: say how pictures of {name} become a network's input")
         transform = self.transform.to(part.mask.device)
         draws = None if draws is None else draws.scope(name)
         if len(part.groups) == 1:
-            return Frames(transform(part.groups[0][1], part.mask, draws), part.mask)
+            return Frames(transform(part.groups[0][1], part.mask, draws), part.mask, part.count)
         done = [
             transform(values, part.mask[rows], None if draws is None else draws.rows(rows))
             for rows, values in part.groups
         ]
         order = torch.cat([rows for rows, _ in part.groups]).argsort()
-        return Frames(torch.cat(done)[order], part.mask)
+        return Frames(torch.cat(done)[order], part.mask, part.count)
 
 
 class SignalSource(Source):
@@ -246,13 +251,14 @@ class SignalSource(Source):
         high = torch.minimum(low + 1, length[:, None] - 1)
         ends = self.take(torch.stack((start[:, None] + low, start[:, None] + high)))
         values = torch.lerp(ends[0], ends[1], send(weight, ends.device))
-        return Frames(values, torch.ones(values.shape[:2], dtype=torch.bool, device=values.device))
+        mask = torch.ones(values.shape[:2], dtype=torch.bool, device=values.device)
+        return Frames(values, mask, mask.numel())
 
     def finish(self, part: Frames, name: str, draws: Draws | None) -> Frames:
         """Each channel less its mean over the training clips, by its deviation there."""
         device = part.values.device
         self.mean, self.deviation = self.mean.to(device), self.deviation.to(device)
-        return Frames((part.values - self.mean) / self.deviation, part.mask)
+        return Frames((part.values - self.mean) / self.deviation, part.mask, part.count)
 
 
 @dataclass(frozen=True)

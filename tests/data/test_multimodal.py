@@ -71,6 +71,9 @@ def test_short_videos_are_masked(root):
         assert mask.tolist() == [i < length for i in range(7)]
         want = [brightness(number, i if length < 8 else round(i * 8 / 7)) for i in range(min(length, 7))]
         assert values[:, 0, 0, 0].tolist() == want + [0] * (7 - len(want))
+    stored = module._sources["depth"].read(torch.arange(6), None)
+    for part in (stored, batch.parts["depth"]):  # a device need not be asked how many there are
+        assert part.to("meta").count == int(part.mask.sum()) < part.mask.numel()
 
 
 def test_a_modality_that_no_clip_of_the_batch_has_is_no_part(root):

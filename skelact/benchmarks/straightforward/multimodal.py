@@ -106,7 +106,8 @@ class _Images(nn.Module):
         mask = part.mask if self.use_mask else None
         if self.frozen:
             self.frames.eval()
-        features = part.values if part.values.dim() == 3 else _of_frames(self.frames["net"], part.values, mask)
+        values = part.values.contiguous()  # (n, T, 3, H, W) in this order, as loaders of the field give them
+        features = values if values.dim() == 3 else _of_frames(self.frames["net"], values, mask)
         return self.temporal(self.project(features), mask)
 
 
