@@ -364,18 +364,13 @@ class SkeletonDataModule(pl.LightningDataModule):
         if not self._frames:
             self._frames["all"] = self._ready.load_all()
         if residence == "device":
-            if target is None:
-                target = self._device()
+            target = target or self._device()
             if target.type != "cpu" and self._frames["all"].device != target:
                 self._frames["all"] = self._frames["all"].to(target)
                 target = self._frames["all"].device  # with its number
         resident = self._frames["all"]
-        total = int(self._ready.store.length[rows.numpy()].sum())
-        picked = resident.select(send(rows, resident.device), total)
-        if target in (None, picked.device):
-            return picked
-        picked = picked.compact()
-        return picked.pin_memory().to(target, non_blocking=True) if target.type == "cuda" else picked.to(target)
+        picked = resident.select(send(rows, resident.device), int(self._ready.store.length[rows.numpy()].sum()))
+        return picked if target is None or target == picked.device else send(picked.compact(), target)
 
     def _evaluation(self, part: str) -> DataLoader:
         return self._dataloader(DealtBatches(self.rows(part), self.eval_batch_size, *self._ranks()))

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from skelact.skeleton.layouts import Layout, get_layout
 
 Normalizer = Callable[[RaggedClips], RaggedClips]
 Change = Callable[[RaggedClips], RaggedClips]
+Sent = TypeVar("Sent", Tensor, RaggedClips)
 #: Frames that are converted and normalised at a time when a store is made resident.
 CHUNK_FRAMES = 1 << 16
 
@@ -128,10 +129,10 @@ class ClipLoader:
             first = last
 
 
-def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on a device; a GPU fetches it from pinned memory, so that the host need not wait."""
-    gpu = device.type == "cuda" and tensor.device.type == "cpu"
-    return tensor.pin_memory().to(device, non_blocking=True) if gpu else tensor.to(device)
+def send(value: Sent, device: torch.device) -> Sent:
+    """What the host has on a device; a GPU fetches it from pinned memory, so that the host need not wait."""
+    gpu = device.type == "cuda" and value.device.type == "cpu"
+    return value.pin_memory().to(device, non_blocking=True) if gpu else value.to(device)
 
 
 def available_memory() -> int:

@@ -302,9 +302,7 @@ def make_trainer(config: Mapping[str, Any], datamodule: Any, method: Any, logger
     logger_id = next((str(logger.version) for logger in loggers if type(logger).__name__ == "WandbLogger"), None)
     plain = {key: value for key, value in config.items() if key not in ("resume", "logger_id")}
     callbacks: list[Any] = [RunCard(make_card(plain, datamodule, method, logger_id)), Reassembled()]
-    for name, node in (config.get("callbacks") or {}).items():
-        if node:
-            callbacks.append(build(node, f"callbacks.{name}"))
+    callbacks += [build(node, f"callbacks.{name}") for name, node in (config.get("callbacks") or {}).items() if node]
     trainer = accumulating(config["trainer"], datamodule, method)
     if mode := trainer.pop("compile", False):
         callbacks.append(Compiled(mode))

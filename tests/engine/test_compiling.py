@@ -148,7 +148,7 @@ def test_an_unknown_mode_is_named(skelact_run, capsys):
 @pytest.mark.slow
 @pytest.mark.ddp
 def test_runs(skelact_run, tmp_path, monkeypatch, capfd):
-    """With code for this machine: equal losses and probes; checkpoints go both ways; two processes; an own protocol."""
+    """With code for this machine: equal losses and probes; checkpoints go both ways; two processes."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = [*RECIPES["umurl"], "evaluate=[linear]", "protocols.linear.epochs=2", "protocols.linear.draws=2"]
     options += ["protocols.linear.seeds=2", "trainer.max_epochs=2"]
