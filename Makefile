@@ -53,7 +53,7 @@ bench: setup  ## Measure this machine: data, probes, training
 	$(BIN)/skelact benchmark data
 	$(BIN)/skelact benchmark linear
 	$(BIN)/skelact benchmark retrieval
-	$(BIN)/skelact benchmark method=umurl
+	$(BIN)/skelact benchmark methods
 
 notebooks: setup  ## Execute the notebooks in place (they read the demo's run)
 	$(BIN)/jupyter execute --inplace notebooks/*.ipynb

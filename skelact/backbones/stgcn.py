@@ -151,10 +151,11 @@ class STGCN(Encoder):
     def feature_map(self, streams: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
         """What the last block gives, `(S', N, M, D, T', V)`; zeros for persons that `ignore_absent` left out."""
         maps, present, (clips, persons) = self._trunks(streams, mask)
-        maps = [x if self._grouped(x) else x.permute(2, 3, 0, 1) for x in maps]  # (R, D, T', V)
+        x = torch.stack(maps)
+        x = x if self._grouped(x) else x.permute(0, 3, 4, 1, 2)  # (S', R, D, T', V); channels stay last in memory
         if present is not None:
-            maps = [x.new_zeros(clips * persons, *x.shape[1:]).index_copy(0, present, x) for x in maps]
-        return torch.stack(maps).unflatten(1, (clips, persons))
+            x = x.new_zeros(len(x), clips * persons, *x.shape[2:]).index_copy(1, present, x)
+        return x.unflatten(1, (clips, persons))
 
     def pool(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """Mean of a feature map over frames, joints and persons: `(S', N, M, D, T', V)` to `(S', N, D)`."""

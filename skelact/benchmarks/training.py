@@ -63,15 +63,23 @@ def measure(config: Mapping[str, Any], media: Mapping[str, Any] | None = None) -
 
 def _of_step(step: Step, config: Mapping[str, Any], seconds: float) -> Numbers:
     """What can be said of any step."""
+    from skelact.engine.compiling import Compiled
+
     method, device = step.method, step.device
     numbers: Numbers = {
         "method": type(method).__name__,
         "device": device_words(device),
         "torch": torch.__version__,
         "precision": step.precision,
+        "compiled": str(config["trainer"].get("compile") or False).lower(),
         "batch": step.batch_size,
         "parameters, millions": sum(p.numel() for p in method.parameters() if p.requires_grad) / 1e6,
     }
+    compiled = None
+    if mode := config["trainer"].get("compile"):
+        compiled = Compiled(mode)
+        compiled.install(method, device)
+        step()
     memory = peak_memory(step, device)  # the first step: later ones find memory that is held already
     whole = times_of([step], device, seconds)[0]
     numbers |= {"clips/s": step.batch_size / median(whole), "step, ms": 1e3 * median(whole)}
@@ -82,6 +90,8 @@ def _of_step(step: Step, config: Mapping[str, Any], seconds: float) -> Numbers:
     numbers |= {f"  {name}, ms": 1e3 * median(step.spent[name]) for name in PARTS}
     if type(method).__name__ in FORMS:
         numbers |= _beside_the_straightforward_form(step, seconds)
+    if compiled is not None:
+        compiled.remove()  # costs are those of the network as it is written
     batch, views = step.given(step.batch())
     made, ruled = _flops(step, batch, views), step_gflops(method, batch if views is None else views)
     peak = peak_matmul_flops(device, step.products, min(seconds, 2.0)) / 1e9

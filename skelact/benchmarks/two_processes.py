@@ -165,7 +165,7 @@ def _fastest(calls: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
             begin = time.perf_counter()
             call()
             times.append(time.perf_counter() - begin)
-        if number >= 3 and _larger(sum(map(sum, spent))) > seconds:  # both go on, or neither
+        if number >= 5 and _larger(sum(map(sum, spent))) > seconds:  # both go on, or neither
             break
     return [_larger(min(times)) for times in spent]
 

@@ -8,7 +8,7 @@ from typing import Any
 _READ = {
     "prepare": ("data",),
     "info": ("data",),
-    "benchmark": ("augment", "backbone", "data", "method", "sampling", "trainer"),
+    "benchmark": ("augment", "backbone", "data", "experiment", "method", "sampling", "trainer"),
 }
 
 

@@ -21,7 +21,7 @@ from skelact.errors import SkelactError
 from skelact.methods.layers import StackedMLP
 from skelact.methods.moco import Views
 from skelact.methods.momentum import MomentumMethod, Teacher, spread, stream_width, unit
-from skelact.objectives import cosine_distance, gather, global_mean, nearest
+from skelact.objectives import cosine_distance, gather, global_mean, nearest, without_autocast
 
 
 class SkeletonBYOL(MomentumMethod):
@@ -252,10 +252,11 @@ class CACA(CMAL):
         if not self.crossing:
             return cmal, {}
         p1, p2, t1, t2 = (gather(unit(x), dim=1) for x in (*p, *t))  # the batch of all ranks, on each of them
-        similarities = p1 @ t2.mT, p2 @ t1.mT  # (S, N, N), rows online
-        with torch.no_grad():
-            marks = similarities if self.cscl_similarity == "pred_target" else (t1 @ t2.mT, t2 @ t1.mT)
-            together = self.agree(*marks)
+        with without_autocast(p1):  # in half precision neighbours would be tied
+            similarities = p1 @ t2.mT, p2 @ t1.mT  # (S, N, N), rows online
+            with torch.no_grad():
+                marks = similarities if self.cscl_similarity == "pred_target" else (t1 @ t2.mT, t2 @ t1.mT)
+                together = self.agree(*marks)
         cscl = self.cscl(similarities, together)
         others = (together.sum(-1) - 1).float().mean()
         values = {"loss_cmal": cmal.sum().detach(), "loss_cscl": cscl.sum().detach(), "positives": others}

@@ -372,6 +372,7 @@ def mask_statistics(masked: Tensor, importance: Tensor, people: People) -> dict[
         importance: `(N, M, T, V)`.
         people: person-clips.
     """
+    importance = at_least_single(importance)
     there = (people.unpack(people.weight) > 0)[..., None, None].expand_as(masked).to(importance)
     m, a = masked * there, (importance - 1) * there  # the mean importance of a joint is 1
     n, sm, sa, saa, sma = all_reduce(torch.stack([x.sum() for x in (there, m, a, a * a, m * a)]))

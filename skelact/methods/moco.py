@@ -208,16 +208,20 @@ class CrosSCLR(SkeletonCLR):
     def cross_losses(self, q: Tensor, k: Tensor) -> Tensor:
         """`(S,)`: for each stream the mean over the others of its loss under their supervision."""
         pairs = list(itertools.permutations(range(len(self.streams)), 2))
-        logits, positives = zip(*(self.cross_logits(q, k, a, b) for a, b in pairs), strict=True)
-        losses = info_nce(torch.stack(logits), torch.stack(positives))
+        own, queue = (q * k).sum(-1, keepdim=True).unbind(), self.queue.similarity(q).unbind()
+        terms = [cross_entropy_of_positives(*self.cross_logits(own[a], queue[a], queue[b])) for a, b in pairs]
+        losses = global_mean(torch.stack(terms))
         return losses.unflatten(0, (len(self.streams), -1)).mean(1)  # pairs of one stream follow one another
 
-    def cross_logits(self, q: Tensor, k: Tensor, a: int, b: int) -> tuple[Tensor, Tensor]:
-        """Logits and positives `(N, 1 + K)` of stream a supervised by b, `(N, 1 + 2K)` with context."""
-        similarity = self.queue.similarity(q)
-        own, other = similarity[a], similarity[b]
+    def cross_logits(self, key: Tensor, own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and positives `(N, 1 + K)` of one stream supervised by another, `(N, 1 + 2K)` with context.
+
+        Args:
+            key: similarities `(N, 1)` of the stream to its own keys.
+            own: to its queue `(N, K)`.
+            other: those of the other stream to its queue `(N, K)`.
+        """
         found = nearest(other.detach(), self.topk)
-        key = (q[a] * k[a]).sum(-1, keepdim=True)
         parts, marks = [key, own], [torch.ones_like(key, dtype=torch.bool), found]
         if self.context:
             parts.append(own * other)
@@ -279,8 +283,8 @@ class AimCLR(SkeletonCLR):
         whole = self.head(self.backbone.pool(maps, mask))
         if self.attention_drop == "first_release":
             return whole, whole
-        dropped = [attention_drop(x.flatten(0, 1), self.drop_threshold).view_as(x) for x in maps]
-        return whole, self.head(self.backbone.pool(torch.stack(dropped), mask))
+        dropped = [attention_drop(x.flatten(0, 1), self.drop_threshold).unflatten(0, x.shape[:2]) for x in maps]
+        return whole, self.head(torch.cat([self.backbone.pool(x[None], mask) for x in dropped]))
 
     def objective(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss `(S,)` of each stream, and what else to log."""

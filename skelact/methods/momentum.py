@@ -20,7 +20,7 @@ from skelact.backbones.normalisation import global_std
 from skelact.errors import SkelactError
 from skelact.methods.base import Method
 from skelact.methods.layers import StackedLinear
-from skelact.objectives import gather
+from skelact.objectives import gather, without_autocast
 
 PRESETS = ("as_released", "corrected")
 
@@ -196,7 +196,8 @@ class KeyQueue(nn.Module):
 
     def similarity(self, embeddings: Tensor) -> Tensor:
         """Inner products `(S, N, K)` of embeddings `(S, N, E)` with the keys in the queue."""
-        return embeddings @ self.keys.to(embeddings.dtype)
+        with without_autocast(embeddings):  # over a small temperature rounding would show
+            return embeddings @ self.keys.to(embeddings.dtype)
 
     @torch.no_grad()
     def push(self, keys: Tensor) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from skelact.errors import SkelactError
+from skelact.objectives import without_autocast
 from skelact.transforms.draws import Draws
 
 Params = dict[str, Tensor]
@@ -93,7 +94,7 @@ class Transform(nn.Module):
 
     def forward(self, views: Tensor, mask: Tensor | None, draws: Draws) -> tuple[Tensor, Tensor | None]:
         """Apply with fresh draws; in single precision also where autocast is on."""
-        with torch.autocast(views.device.type, enabled=False):
+        with without_autocast(views):
             return self.replay(views, mask, **self.draw(draws, views))
 
     def extra_repr(self) -> str:

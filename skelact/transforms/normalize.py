@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
+from skelact.objectives import without_autocast
 from skelact.skeleton.geometry import align_to, yaw_matrix
 from skelact.skeleton.layouts import Layout, get_layout
 from skelact.transforms.bodies import (
@@ -143,7 +144,7 @@ class Normalize(nn.Module):
         mask = None if clips.mask is None else clips.mask.clone()
         for part, first, last in self._chunks(clips, end):
             rows = slice(first, last) if packed else part.frame_rows()
-            with torch.autocast(clips.device.type, enabled=False):  # centimetres do not survive half precision
+            with without_autocast(clips.frames):  # centimetres do not survive half precision
                 points, seen = self._normalize(part, clips.frames[rows], None if mask is None else mask[rows])
             frames[rows] = points.to(frames.dtype)
             if mask is not None and seen is not None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import skelact
+from skelact.engine.strategies import ddp_options, sharing
 from tests.engine.recipes import RECIPES
 
 SGD = ["method.optimizer._target_=torch.optim.SGD", "~method.optimizer.fused", "method.optimizer.lr=0.01"]
@@ -67,3 +68,18 @@ def test_what_cannot_be_shared_out_is_refused(skelact_run, capsys, method, optio
     one = ["trainer.devices=1", "trainer.accelerator=cpu", "run_dir=run"]
     assert skelact_run(*RECIPES[method], *options, *one, tiny=False) == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("trainer", "ours"),
+    [
+        ({"strategy": "ddp", "devices": 2}, True),
+        ({"strategy": "auto", "devices": 2}, True),
+        ({"strategy": "auto", "devices": 1}, False),
+        ({"strategy": "ddp_find_unused_parameters_true", "devices": 2}, False),
+    ],
+)
+def test_buffers_that_are_equal_are_not_broadcast(trainer, ours):
+    found = sharing(trainer, None).get("strategy")
+    assert (found is not None) == ours
+    assert not ours or found._ddp_kwargs == ddp_options()
