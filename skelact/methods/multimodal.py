@@ -179,9 +179,6 @@ class MultiModal(Learner):
         for name in self.streams if streams is None else [n for n in self.streams if n in streams]:
             encoder = self.encoder(name)
             if (part := batch.parts.get(encoder.source)) is not None:
-                if len(part) == len(batch):
-                    made[name] = encoder(part, draws)
-                    continue
                 rows = batch.rows(encoder.source)
                 token = encoder(part, None if draws is None else draws.rows(rows))
                 made[name] = spread(token, rows, len(batch))

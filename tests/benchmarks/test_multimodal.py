@@ -13,9 +13,9 @@ from skelact.data.store import Store
 SMALL = [
     "method=actionmae", "data=hdm05_rendered", "data.modalities=[skeleton,rgb,depth]", "data.batch_size=2",
     "data.frames=2", "method.width=32", "method.num_heads=2", "method.fusion_depth=1", "backbone.width=16",
-    "frames=8", "seconds=0.01", "trainer=cpu", "method.encoders.rgb.name=resnet10t",
+    "frames=8", "seconds=0.01", "trainer=cpu", "method.encoders.rgb.name=test_resnet",
     "method.encoders.rgb.tag=null",
-    "method.encoders.rgb.pretrained=false", "method.encoders.depth.name=resnet10t", "method.encoders.depth.tag=null",
+    "method.encoders.rgb.pretrained=false", "method.encoders.depth.name=test_resnet", "method.encoders.depth.tag=null",
     "method.encoders.depth.pretrained=false",
 ]  # fmt: skip
 

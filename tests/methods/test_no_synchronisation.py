@@ -61,8 +61,6 @@ def watched(method, batch):
 @pytest.mark.parametrize(("name", "stage"), EVERY)
 def test_a_step(name, stage):
     method, batch = make(name, stage, META)
-    if name in ("multimodal", "actionmae"):
-        method._switch(None, False)  # see below
     watched(method, batch)
 
 
