@@ -28,6 +28,7 @@ def composed(*overrides):
     if OmegaConf.is_missing(cfg.data, "layout"):
         cfg.data.update(layout="ntu25", persons=1, channels=3)  # what a card would say
     del cfg.data["reader"], cfg.data["media"]  # what `skelact prepare` builds
+    assert cfg.trainer.pop("compile") is False  # what the engine reads
     return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 

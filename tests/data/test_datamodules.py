@@ -22,7 +22,7 @@ from .conftest import make_card, write_store
 
 def _equal(a: RaggedClips, b: RaggedClips) -> None:
     assert a.index.tolist() == b.index.tolist() and a.label.tolist() == b.label.tolist()
-    assert a.length.tolist() == b.length.tolist()
+    assert a.length.tolist() == b.length.tolist() and a.total == b.total == sum(a.length.tolist())
     for row in range(len(a)):
         assert torch.equal(a.clip(row), b.clip(row)) and torch.equal(a.clip_mask(row), b.clip_mask(row))
 
@@ -82,6 +82,16 @@ def test_resident_batches_are_integers(store):
     module = SkeletonDataModule(str(store.path), "xsub", residence="device")
     batch = next(iter(module.train_dataloader()))
     assert batch.dtype == torch.int64 and batch.ndim == 1
+
+
+def test_a_store_is_sent_to_its_device_once(masked_store):
+    """For training and evaluation; the host knows of each batch how many frames it has."""
+    module = SkeletonDataModule(str(masked_store.path), "xsub", residence="device", eval_batch_size=3)
+    rows, meta = next(iter(module.train_dataloader())), torch.device("meta")
+    batch = module.transfer_batch_to_device(rows, meta)
+    assert batch.device == meta and batch.total == masked_store.length[rows].sum()
+    batches = [batch, *module.batches("val", device=meta), *module.batches("test", device=meta)]
+    assert len(batches) > 2 and all(b.frames is batch.frames and b.mask is batch.mask for b in batches)
 
 
 def test_disk_loader_workers_give_the_same(masked_store):
