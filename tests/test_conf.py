@@ -59,8 +59,6 @@ def check_binding(tree):
     for where, node in nodes(tree):
         target = locate(node["_target_"], where)
         given = {key for key in node if not key.startswith("_")}
-        if where.endswith("trainer"):
-            given.remove("compile")  # read by the engine
         parameters = inspect.signature(target).parameters
         free = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
         assert free or given <= set(parameters), f"{where}: {node['_target_']} takes no {given - set(parameters)}"
