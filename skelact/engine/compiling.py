@@ -28,6 +28,11 @@ def regions(method: nn.Module) -> Iterator[tuple[nn.Module, str]]:
             yield module, name
 
 
+def compiling(mode: bool | str) -> list[pl.Callback]:
+    """Callbacks of a trainer for its option `compile`."""
+    return [Compiled(mode)] if mode else []
+
+
 class Compiled(pl.Callback):
     """Compiles the regions of what is trained, from the start of the training, with its weights loaded, to its end.
 

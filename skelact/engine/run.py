@@ -296,7 +296,7 @@ def make_trainer(config: Mapping[str, Any], datamodule: Any, method: Any, logger
     from skelact.callbacks.run_card import RunCard
     from skelact.engine.accumulation import accumulating
     from skelact.engine.checkpoint import AtomicCheckpointIO, make_card
-    from skelact.engine.compiling import Compiled
+    from skelact.engine.compiling import compiling
     from skelact.engine.strategies import Reassembled, sharing
 
     logger_id = next((str(logger.version) for logger in loggers if type(logger).__name__ == "WandbLogger"), None)
@@ -304,8 +304,7 @@ def make_trainer(config: Mapping[str, Any], datamodule: Any, method: Any, logger
     callbacks: list[Any] = [RunCard(make_card(plain, datamodule, method, logger_id)), Reassembled()]
     callbacks += [build(node, f"callbacks.{name}") for name, node in (config.get("callbacks") or {}).items() if node]
     trainer = accumulating(config["trainer"], datamodule, method)
-    if mode := trainer.pop("compile", False):
-        callbacks.append(Compiled(mode))
+    callbacks += compiling(trainer.pop("compile", False))
     strategy = sharing(trainer, method)
     # The loader's own sampler deals clips to ranks; batch statistics over ranks are the method's own business.
     return build(
@@ -326,8 +325,7 @@ def _continue(config: Mapping[str, Any], trainer: Any, datamodule: Any, loggers:
     from skelact.engine.checkpoint import KEY, find, read
     from skelact.engine.resume import continue_loaders
 
-    path = find(config["resume"])
-    step = read(path)[KEY].get("progress", {}).get("step", 0)
+    step = read(path := find(config["resume"]))[KEY].get("progress", {}).get("step", 0)
     for logger in loggers:
         if hasattr(logger, "drop_after"):
             logger.drop_after(step)
