@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 RECEIVED_AT_ONCE = 2**24
 """Entries of an attention map that exist at a time where the attention that tokens receive is asked for."""
+SHORT = 32
+"""Longest sequences, and widest heads, whose attention maps are made on a CPU."""
 
 
 class Attention(nn.Module):
     """Multi-head self-attention along S of tokens `(B, S, G, C)`, for each of the B x G sequences on its own.
 
     Queries, keys and values are tensors of their own: heads and G then lie one after another, so that the fused kernel
-    reads and writes them in place, whichever axis of the grid S is.
+    reads and writes them in place, whichever axis of the grid S is. Torch's kernel for CPUs takes sequences one by one:
+    short ones (the joints of a frame) are sooner done as batches of small products, with their maps in memory.
 
     Args:
         width: token width C.
@@ -37,6 +40,8 @@ class Attention(nn.Module):
         What a token receives is the soft-maxed attention to it, summed over queries, mean over heads; without gradient.
         `keep` `(B, S)` bool names the tokens that may be attended to, at least one in each row; None: all.
         """
+        if _short(x, self.num_heads):
+            return self._with_maps(x, importance, keep)
         b, s, g, c = x.shape
         parts = zip(self.qkv.weight.chunk(3), self.qkv.bias.chunk(3), strict=True)
         q, k, v = (
@@ -46,6 +51,25 @@ class Attention(nn.Module):
         given = received(q, k).unflatten(1, (g, self.num_heads)).mean(2).transpose(1, 2) if importance else None
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=None if keep is None else keep[:, None, None])
         return self.proj(out.transpose(1, 2).reshape(b, s, g, c)), given
+
+    def _with_maps(self, x: Tensor, importance: bool, keep: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        b, s, g, c = x.shape
+        heads, d = self.num_heads, c // self.num_heads
+        qkv = self.qkv(x).view(b, s, g, 3, heads, d).permute(3, 0, 2, 4, 1, 5)
+        q, k, v = qkv.reshape(3, b * g * heads, s, d)
+        maps = torch.baddbmm(q.new_empty(()), k, q.mT, beta=0, alpha=d**-0.5)  # keys by queries: the soft-max is faster
+        if keep is not None:
+            maps = maps.masked_fill(~keep.repeat_interleave(g * heads, 0)[:, :, None], -torch.inf)
+        maps = maps.softmax(1)
+        given = maps.detach().sum(2).view(b, g, heads, s).mean(2).transpose(1, 2) if importance else None
+        out = maps.mT.bmm(v).view(b, g, heads, s, d).permute(0, 3, 1, 2, 4)
+        return self.proj(out.reshape(b, s, g, c)), given
+
+
+def _short(x: Tensor, heads: int) -> bool:
+    """Whether maps of tokens `(B, S, G, C)` are cheap: on a CPU in full precision."""
+    full = x.device.type == "cpu" and not torch.is_autocast_enabled("cpu") and x.dtype.itemsize >= 4
+    return full and x.shape[1] <= SHORT and x.shape[3] <= SHORT * heads
 
 
 @torch.no_grad()

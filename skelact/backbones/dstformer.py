@@ -97,7 +97,7 @@ class DSTformer(TokenEncoder):
         drop_path: float = 0.0,
         dropout: float = 0.0,
         absent: Literal["exclude", "count"] = "exclude",
-        pack: Literal["eval", "always", "never"] = "eval",
+        pack: Literal["auto", "eval", "always", "never"] = "auto",
         unobserved: Literal["zero", "token"] = "zero",
         pretrained: str | None = None,
     ) -> None:

@@ -78,7 +78,7 @@ class PlainTransformer(TokenEncoder):
         legacy_residual: bool = False,
         dropout: float = 0.0,
         absent: Literal["exclude", "count"] = "exclude",
-        pack: Literal["eval", "always", "never"] = "eval",
+        pack: Literal["auto", "eval", "always", "never"] = "auto",
         unobserved: Literal["zero", "token"] = "zero",
         pretrained: str | None = None,
     ) -> None:

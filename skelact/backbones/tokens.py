@@ -70,8 +70,9 @@ class TokenEncoder(Encoder):
         dropout: of every element of the tokens before the mean over frames.
         absent: persons who are not there are left out of the mean over persons (`exclude`), or encoded and averaged in
             like any other (`count`, as released).
-        pack: when excluded persons are not computed: in evaluation (`eval`), also in training (`always`), or `never`:
-            they are computed and have weight 0. Leaving them out makes a step on a GPU wait to know how many there are.
+        pack: when excluded persons are not computed: in evaluation (`eval`), also in training (`always`, or `auto` on a
+            CPU alone), or `never`: they are computed and have weight 0. Leaving them out makes a step on a GPU wait to
+            know how many there are.
         unobserved: joints that the mask calls unobserved are read as they come, zeros from any method (`zero`), or
             become the mask token (`token`).
 
@@ -94,7 +95,7 @@ class TokenEncoder(Encoder):
         max_frames: int,
         dropout: float,
         absent: Literal["exclude", "count"],
-        pack: Literal["eval", "always", "never"],
+        pack: Literal["auto", "eval", "always", "never"],
         unobserved: Literal["zero", "token"],
     ) -> None:
         super().__init__()
@@ -103,7 +104,7 @@ class TokenEncoder(Encoder):
             raise SkelactError(f"{name} reads one stream, not {list(streams)}: method.streams=[joint]")
         for key, value, known in (
             ("absent", absent, ("exclude", "count")),
-            ("pack", pack, ("eval", "always", "never")),
+            ("pack", pack, ("auto", "eval", "always", "never")),
             ("unobserved", unobserved, ("zero", "token")),
         ):
             if value not in known:
@@ -199,13 +200,18 @@ class TokenEncoder(Encoder):
         nobody = ~present.any(1)
         present = torch.cat([(present[:, 0] | nobody)[:, None], present[:, 1:]], 1)
         weight = (present.to(x.dtype) / present.sum(1, keepdim=True)).flatten()
-        if m > 1 and (self.pack == "always" or (self.pack == "eval" and not self.training)):
+        if m > 1 and self._packs(x.device):
             place = present.flatten().nonzero()[:, 0]
             rows, weight = rows[place], weight[place]
             unobserved = None if unobserved is None else unobserved[place]
         else:  # what stands in an empty slot must not matter, not even times zero
             rows = rows.masked_fill(~present.view(-1, 1, 1, 1), 0.0)
         return People(rows, place // m, weight, place % m, (n, m), unobserved)
+
+    def _packs(self, device: torch.device) -> bool:
+        if self.pack in ("always", "never"):
+            return self.pack == "always"
+        return not self.training or (self.pack == "auto" and device.type == "cpu")
 
     def pool(self, tokens: Tensor, people: People) -> Tensor:
         """Dropout, mean over frames and over persons, joints side by side: `(B, T, V, R)` to `(N, V * R)`."""

@@ -90,7 +90,7 @@ WAITS = {
     "people who are not there are left out, as many as there are (off by default)": (
         "skeletonclr", ["backbone.ignore_absent=true", "data.persons=2"]
     ),
-    "the same in token encoders (pack=eval, the default, does so in evaluation alone)": (
+    "the same in token encoders (pack=auto, the default, on a GPU in evaluation alone)": (
         "maskclr", ["backbone.pack=always", "data.persons=2"]
     ),
 }  # fmt: skip
