@@ -139,6 +139,7 @@ def _rank(rank: int, config: dict[str, Any], media: dict[str, Any], place: str, 
     if rank == 0:
         found = Found(links, times, recorder.exchanges)
         (Path(place) / "found.json").write_text(json.dumps(found._asdict()))
+    dist.barrier()  # neither leaves while the other still listens
     dist.destroy_process_group()
 
 
