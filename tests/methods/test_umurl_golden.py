@@ -62,10 +62,10 @@ def test_intermediates_equal_reference(method, io, views):
     backbone = method.backbone
     with torch.no_grad():
         for k, (stream, view) in enumerate(zip(STREAMS, views, strict=False)):
-            t, s = backbone.embedding(stream)(method.derive(view, [stream])[stream])
+            t, s = backbone.embedding(stream)([method.derive(view, [stream])[stream]])[0]
             close(t, io[f"emb_{'jbm'[k]}_t"], 1e-5)
             close(s, io[f"emb_{'jbm'[k]}_s"], 1e-5)
-        fused = backbone.mm_fusion([backbone.embedding(k)(x) for k, x in method.derive(views[3]).items()])
+        fused = backbone.mm_fusion([backbone.embedding(k)([x])[0] for k, x in method.derive(views[3]).items()])
         close(fused[0], io["fused_t"], 1e-5)
         close(fused[1], io["fused_s"], 1e-5)
         encoder = backbone.ma_encoder
