@@ -110,7 +110,6 @@ def test_a_replaced_archive_is_opened_again(tmp_path):
     assert read_member(path, "a.txt") == b"newer"
 
 
-@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
 FORKS = """
 import multiprocessing, sys
 from pathlib import Path
@@ -123,6 +122,7 @@ sys.stdout.buffer.write(b"".join(got))
 """
 
 
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="no fork here")
 def test_forked_processes_do_not_share_the_position(tmp_path):
     draw = random.Random(0)
     members = [(f"{k}.txt", draw.randbytes(20_000)) for k in range(20)]
