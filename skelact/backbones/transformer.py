@@ -86,9 +86,8 @@ class SelfAttention(nn.Module):
             out = _JoinedAttention.apply(x, matrix, shift)
         else:
             queries = F.linear(x, matrix.t(), shift)
-            out = F.scaled_dot_product_attention(queries[:, None], x[:, None], x[:, None], attn_mask=bias, scale=1.0)[
-                :, 0
-            ]
+            one = x[:, None]  # head
+            out = F.scaled_dot_product_attention(queries[:, None], one, one, attn_mask=bias, scale=1.0)[:, 0]
         constant = self.out_proj.weight @ bv + self.out_proj.bias + 0 * bk  # every parameter has a gradient
         return F.linear(out, self.out_proj.weight @ wv, constant)
 

@@ -7,13 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from skelact.backbones.dstformer import DSTformer
+from skelact.benchmarks.steps import resident
 from skelact.benchmarks.straightforward.tokens import StraightforwardDSTformer
 
 JOINTS = 17
@@ -110,12 +110,6 @@ def grown(form: int, frames: int, **made: Any) -> float:
     """
     _forms(frames=2, **made)[form]()  # what libraries set up at their first use is not the pass's
     call = _forms(frames=frames, **made)[form]
-    before = _kilobytes("VmRSS")
+    before = resident("VmRSS")
     call()
-    return (_kilobytes("VmHWM") - before) / 1e3
-
-
-def _kilobytes(field: str) -> int:
-    """A field of Linux's account of this process's memory."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return (resident("VmHWM") - before) / 1e3

@@ -90,6 +90,7 @@ def measure(sizes: str, only: Sequence[str], overrides: Sequence[str], seconds: 
         with tempfile.TemporaryDirectory() as place:
             file = Path(place) / "results.json"
             asked = [f"experiment={experiment}", *own, *overrides, f"seconds={seconds}", f"output={file}"]
+            print(f"{name}: skelact benchmark {' '.join(asked[:-1])}", file=sys.stderr, flush=True)
             start = "import sys; from skelact.cli import main; sys.exit(main(sys.argv[1:]))"
             done = subprocess.run([sys.executable, "-c", start, "benchmark", *asked], capture_output=True, text=True)
             if done.returncode:

@@ -18,6 +18,7 @@ import numpy as np
 
 from skelact.benchmarks.line_by_line_ntu import read_line_by_line
 from skelact.benchmarks.simulated_ntu import names, skeleton_frames, write
+from skelact.benchmarks.steps import resident
 from skelact.data.dealing import cores
 from skelact.data.prepare import prepare_dataset
 from skelact.data.readers.ntu import NTUReader
@@ -119,8 +120,7 @@ def _watched(peaks: list[float]) -> Iterator[None]:
 def _peak_memory(process: int) -> float:
     """Megabytes, by the kernel; getrusage would count for a child what its parent had. 0 where it cannot be told."""
     try:
-        lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1e3
+        return resident("VmHWM", process) / 1e3
     except (OSError, ValueError, StopIteration):
         return 0.0
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from skelact.benchmarks.straightforward import straightforward
 from skelact.clips import RaggedClips
+from skelact.errors import SkelactError
 
 PARTS = ("data", "augmentation", "forward", "backward", "optimiser")
 PAIRS = 0.18
@@ -142,6 +143,7 @@ class Step:
 
     def descend(self, batch: Any, views: Any) -> None:
         """Forward, backward, optimiser."""
+        torch.compiler.cudagraph_mark_step_begin()  # what captured graphs wrote before may be overwritten
         with self.part("forward"), self.autocast():
             loss = self.loss(batch, views)
         with self.part("backward"):
@@ -231,9 +233,9 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
         return None
 
 
-def resident(field: str) -> int:
-    """A field, in kB, of Linux's account of this process's memory: `VmRSS`, or `VmHWM` for its peak."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def resident(field: str, process: int | str = "self") -> int:
+    """A field, in kB, of Linux's account of a process's memory: `VmRSS`, or `VmHWM` for its peak."""
+    lines = Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
@@ -245,11 +247,17 @@ def device_words(device: torch.device) -> str:
 
 
 def build_method(config: Mapping[str, Any], device: torch.device) -> Any:
-    """The configured method on a device, in its last stage, without a schedule: that counts a trainer's steps."""
+    """The configured method on a device, in its first or last stage, without a schedule: that counts a trainer's steps.
+
+    Raises:
+        SkelactError: another stage.
+    """
     from skelact.engine.build import build
 
-    node = copy.deepcopy(dict(config["method"])) | {"scheduler": None}
-    if config.get("stage", "last") == "last":
+    node, stage = copy.deepcopy(dict(config["method"])) | {"scheduler": None}, config.get("stage", "last")
+    if stage not in ("first", "last"):
+        raise SkelactError(f"benchmark: stage={stage} is neither first nor last")
+    if stage == "last":
         node |= {name: 0 for name in STAGES if name in node}
     torch.manual_seed(int(config.get("seed", 0)))
     return build(node, "method").to(device).train()

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from skelact.skeleton.layouts import Layout
+from skelact.methods.base import Method
 from skelact.skeleton.streams import derive
 
 Views = Sequence[tuple[Tensor, Tensor | None]]
@@ -33,18 +33,25 @@ class StraightforwardMethod(nn.Module):
         """What moves after the optimiser's step: momentum networks of methods that do it then."""
 
 
-def derived(
-    view: Tensor, mask: Tensor | None, streams: Sequence[str], layout: Layout, use_mask: bool
-) -> dict[str, Tensor]:
-    """Streams by name, each `(N, M, T, V, C)`, of a joint view; unobserved joints count as zeros.
+class StraightforwardViews(StraightforwardMethod):
+    """The base of those that read views of skeletons.
 
     Args:
-        view: `(N, M, T, V, C)`.
-        mask: `(N, M, T, V)` bool, True where observed; None: everywhere.
-        streams: names.
-        layout: of the joints.
-        use_mask: make bones and differences with an unobserved end zero.
+        method: whose streams and treatment of unobserved joints are taken.
     """
-    if mask is not None:
-        view = view.masked_fill(~mask[..., None], 0.0)
-    return derive(view, streams, layout, mask if use_mask else None)
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.streams, self.layout, self.use_mask = method.streams, method.layout, method.use_mask
+
+    def derive(self, view: Tensor, mask: Tensor | None, streams: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Streams by name, each `(N, M, T, V, C)`, of a joint view; unobserved joints count as zeros.
+
+        Args:
+            view: `(N, M, T, V, C)`.
+            mask: `(N, M, T, V)` bool, True where observed; None: everywhere.
+            streams: names; None: all of the method's.
+        """
+        if mask is not None:
+            view = view.masked_fill(~mask[..., None], 0.0)
+        return derive(view, self.streams if streams is None else streams, self.layout, mask if self.use_mask else None)

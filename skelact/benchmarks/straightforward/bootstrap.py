@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skelact.backbones.stgcn import STGCN
-from skelact.benchmarks.straightforward.base import StraightforwardMethod, Views, derived
+from skelact.benchmarks.straightforward.base import StraightforwardViews, Views
 from skelact.benchmarks.straightforward.contrastive import follow, linear, one_hot_nearest
 from skelact.benchmarks.straightforward.stgcn import Trunk
 from skelact.methods.caca import CACA, CMAL, SkeletonBYOL
@@ -39,7 +39,7 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
     return 2 - 2 * (F.normalize(a, dim=1) * F.normalize(b, dim=1)).sum(1)
 
 
-class StraightforwardBYOL(StraightforwardMethod):
+class StraightforwardBYOL(StraightforwardViews):
     """The same networks and loss as a :class:`SkeletonBYOL`, with a copy of its weights.
 
     Args:
@@ -47,8 +47,7 @@ class StraightforwardBYOL(StraightforwardMethod):
     """
 
     def __init__(self, method: SkeletonBYOL) -> None:
-        super().__init__()
-        self.streams, self.layout, self.use_mask = method.streams, method.layout, method.use_mask
+        super().__init__(method)
         self.momentum, self.follows = method.momentum, method.follows
         self.online = projecting(method.backbone, method.projector)
         self.predictor = nn.ModuleDict({stream: mlp(method.predictor, s) for s, stream in enumerate(self.streams)})
@@ -58,7 +57,7 @@ class StraightforwardBYOL(StraightforwardMethod):
 
     def loss(self, batch: Any, views: Views) -> Tensor:
         """Loss of one step from two views, summed over streams."""
-        inputs = [derived(view, mask, self.streams, self.layout, self.use_mask) for view, mask in views]
+        inputs = [self.derive(view, mask) for view, mask in views]
         z: Outputs = {stream: [] for stream in self.streams}
         p: Outputs = {stream: [] for stream in self.streams}
         t: Outputs = {stream: [] for stream in self.streams}

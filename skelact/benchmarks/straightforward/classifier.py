@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from skelact.backbones.stgcn import STGCN
 from skelact.backbones.tokens import TokenEncoder
-from skelact.benchmarks.straightforward.base import StraightforwardMethod, Views, derived
+from skelact.benchmarks.straightforward.base import StraightforwardViews, Views
 from skelact.benchmarks.straightforward.stgcn import StraightforwardSTGCN
 from skelact.benchmarks.straightforward.tokens import token_form
 from skelact.methods.layers import ActionHead
@@ -58,7 +58,7 @@ def head_form(theirs: nn.Module) -> nn.Module:
     return nn.Sequential(copy.deepcopy(theirs.fc1), norm, nn.ReLU(), copy.deepcopy(theirs.fc2))
 
 
-class StraightforwardSupervised(StraightforwardMethod):
+class StraightforwardSupervised(StraightforwardViews):
     """The same network, heads and loss as a :class:`Supervised`, with a copy of its weights.
 
     Args:
@@ -69,8 +69,7 @@ class StraightforwardSupervised(StraightforwardMethod):
     """
 
     def __init__(self, method: Supervised) -> None:
-        super().__init__()
-        self.streams, self.layout, self.use_mask = method.streams, method.layout, method.use_mask
+        super().__init__(method)
         self.fusion, self.mode, self.head_only = method.fusion, method.mode, method.head_only
         self.network = _network(method.backbone)
         self.heads = nn.ModuleDict({name: head_form(head) for name, head in method.heads.items()})
@@ -89,7 +88,7 @@ class StraightforwardSupervised(StraightforwardMethod):
     def loss(self, batch: Any, views: Views) -> Tensor:
         """Mean cross-entropy of the labelled clips on their one view."""
         ((view, mask),) = views
-        features = self.network(derived(view, mask, self.streams, self.layout, self.use_mask), mask)
+        features = self.network(self.derive(view, mask), mask)
         logits = torch.stack([self.heads[name](self.dropout(x)) for name, x in features.items()])
         total: Tensor = self.cross_entropy(logits.sum(0) if self.fusion == "sum" else logits.mean(0), batch.label)
         return total

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from skelact.backbones.stgcn import STGCN
-from skelact.benchmarks.straightforward.base import StraightforwardMethod, Views, derived
+from skelact.benchmarks.straightforward.base import StraightforwardViews, Views
 from skelact.benchmarks.straightforward.stgcn import Trunk
 from skelact.methods.layers import StackedLinear
 from skelact.methods.moco import AimCLR, CrosSCLR, SkeletonCLR
@@ -65,7 +65,7 @@ def follow(own: nn.Module, other: nn.Module, momentum: float) -> None:
         ours.data = ours.data * momentum + theirs.data * (1.0 - momentum)
 
 
-class StraightforwardSkeletonCLR(StraightforwardMethod):
+class StraightforwardSkeletonCLR(StraightforwardViews):
     """The same networks, queues and loss as a :class:`SkeletonCLR`, with a copy of its weights.
 
     Args:
@@ -73,8 +73,7 @@ class StraightforwardSkeletonCLR(StraightforwardMethod):
     """
 
     def __init__(self, method: SkeletonCLR) -> None:
-        super().__init__()
-        self.streams, self.layout, self.use_mask = method.streams, method.layout, method.use_mask
+        super().__init__(method)
         self.momentum, self.temperature = method.momentum, method.temperature
         self.encoder_q = encoders(method.backbone, method.head)
         self.encoder_k = encoders(method.teacher.encoder, method.teacher["head"]).requires_grad_(False)
@@ -117,7 +116,7 @@ class StraightforwardSkeletonCLR(StraightforwardMethod):
 
     def inputs(self, views: Views) -> list[dict[str, Tensor]]:
         """The streams of each view."""
-        return [derived(view, mask, self.streams, self.layout, self.use_mask) for view, mask in views]
+        return [self.derive(view, mask) for view, mask in views]
 
     def loss(self, batch: Any, views: Views) -> Tensor:
         """Loss of one step from query and key views, summed over streams."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skelact.benchmarks.straightforward.base import StraightforwardMethod, Views, derived
+from skelact.benchmarks.straightforward.base import StraightforwardViews, Views
 from skelact.benchmarks.straightforward.classifier import head_form
 from skelact.benchmarks.straightforward.supcon import supervised_contrast
 from skelact.benchmarks.straightforward.tokens import token_form
@@ -16,7 +16,7 @@ from skelact.methods.maskclr import PRESETS, MaskCLR
 from skelact.transforms.draws import Draws
 
 
-class StraightforwardMaskCLR(StraightforwardMethod):
+class StraightforwardMaskCLR(StraightforwardViews):
     """The same network and loss as a :class:`MaskCLR` of the corrected preset, with a copy of its weights.
 
     Args:
@@ -25,10 +25,9 @@ class StraightforwardMaskCLR(StraightforwardMethod):
     """
 
     def __init__(self, method: MaskCLR) -> None:
-        super().__init__()
+        super().__init__(method)
         if method.switches != PRESETS["corrected"] or not method.bn_update_on_masked:
             raise TypeError("the straightforward form is of MaskCLR's corrected preset")
-        self.streams, self.layout, self.use_mask = method.streams, method.layout, method.use_mask
         self.seed, self.epoch, self.contrasting = method.seed, method.current_epoch, method.contrasting
         self.smoothing = method.label_smoothing
         self.ratio, self.mask_temperature = method.ratio, method.mask_temperature
@@ -41,7 +40,7 @@ class StraightforwardMaskCLR(StraightforwardMethod):
     def loss(self, batch: Any, views: Views) -> Tensor:
         """Cross-entropy of both pathways, NT-Xent of a clip's two features, supervised contrast of all."""
         ((view, mask),) = views
-        (x,) = derived(view, mask, self.streams, self.layout, self.use_mask).values()
+        (x,) = self.derive(view, mask).values()
         present = self.backbone.present(x, mask)
         tokens, importance = self.backbone.represent(x)
         first = self.hidden(self.dropout(self.backbone.pool(tokens, present)))

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from skelact.benchmarks.straightforward.base import StraightforwardMethod, Views, derived
+from skelact.benchmarks.straightforward.base import StraightforwardViews, Views
 from skelact.benchmarks.straightforward.tokens import token_form
 from skelact.methods.supcon import SupCon
 
 
-class StraightforwardSupCon(StraightforwardMethod):
+class StraightforwardSupCon(StraightforwardViews):
     """The same network and loss as a :class:`SupCon` of a token encoder, with a copy of its weights.
 
     Args:
@@ -23,8 +23,7 @@ class StraightforwardSupCon(StraightforwardMethod):
     """
 
     def __init__(self, method: SupCon) -> None:
-        super().__init__()
-        self.streams, self.layout, self.use_mask = method.streams, method.layout, method.use_mask
+        super().__init__(method)
         self.temperature = method.temperature
         self.backbone = token_form(method.backbone)
         self.dropout, self.head = nn.Dropout(method.dropout.p), copy.deepcopy(method.head)
@@ -33,7 +32,7 @@ class StraightforwardSupCon(StraightforwardMethod):
         """SupCon (Khosla et al., NeurIPS 2020) of the views of all clips."""
         embeddings = []
         for view, mask in views:
-            feature = self.backbone(derived(view, mask, self.streams, self.layout, self.use_mask), mask)
+            feature = self.backbone(self.derive(view, mask), mask)
             embeddings.append(self.head(self.dropout(feature)))
         return supervised_contrast(embeddings, batch.label, self.temperature)
 

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from skelact.backbones.transformer import sinusoids
 from skelact.backbones.umurl import UmURLEncoder, code_of
-from skelact.benchmarks.straightforward.base import StraightforwardMethod, Views
+from skelact.benchmarks.straightforward.base import StraightforwardViews, Views
 from skelact.methods.umurl import UmURL
-from skelact.skeleton.streams import derive
 
 
 def _mlp(inputs: int, width: int) -> nn.Sequential:
@@ -94,7 +93,7 @@ class StraightforwardUmURLEncoder(nn.Module):
         return self.ma_encoder(t, s)
 
 
-class StraightforwardUmURL(StraightforwardMethod):
+class StraightforwardUmURL(StraightforwardViews):
     """The same network and loss as a :class:`UmURL`, with a copy of its weights.
 
     Args:
@@ -103,8 +102,7 @@ class StraightforwardUmURL(StraightforwardMethod):
     """
 
     def __init__(self, method: UmURL) -> None:
-        super().__init__()
-        self.streams, self.layout = method.streams, method.layout
+        super().__init__(method)
         self.weights = (method.consistency, method.variance, method.covariance)
         self.backbone = StraightforwardUmURLEncoder(method.backbone)
         for stream in self.streams:
@@ -121,13 +119,11 @@ class StraightforwardUmURL(StraightforwardMethod):
         self.load_state_dict(method.state_dict())
 
     def loss(self, batch: Any, views: Views) -> Tensor:
-        """Loss of one step from `len(streams) + 1` joint views; masks are not read."""
-        *single, last = (view for view, _ in views)
-        uni_features = [
-            self.backbone(derive(view, [stream], self.layout))
-            for stream, view in zip(self.streams, single, strict=True)
-        ]
-        fused_feature = self.backbone(derive(last, self.streams, self.layout))
+        """Loss of one step from `len(streams) + 1` joint views."""
+        *single, last = views
+        pairs = zip(self.streams, single, strict=True)
+        uni_features = [self.backbone(self.derive(*view, [stream])) for stream, view in pairs]
+        fused_feature = self.backbone(self.derive(*last))
         heads = [self.get_submodule(f"{code_of(stream)}_projector") for stream in self.streams]
         fused = [head(fused_feature) for head in heads]
         uni = [head(y) for head, y in zip(heads, uni_features, strict=True)]
