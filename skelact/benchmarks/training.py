@@ -43,9 +43,11 @@ def measure(config: Mapping[str, Any], media: Mapping[str, Any] | None = None) -
         Numbers by name: medians of steps, times in milliseconds, FLOPs by the rule of :mod:`skelact.methods.cost` and
         as computed by an algorithm that needs fewer.
     """
+    from skelact.engine.memory import keep_freed_memory
     from skelact.engine.run import pick_device
 
     device, seconds = pick_device(config["trainer"]), float(config["seconds"])
+    keep_freed_memory(device)
     with contextlib.ExitStack() as stack:
         if "modalities" in config["data"]:
             from skelact.benchmarks.multimodal import further, modal_step

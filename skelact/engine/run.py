@@ -162,6 +162,7 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
 
     from skelact.engine.checkpoint import read, restore
     from skelact.engine.classifier import Trainings, classifies, take_backbone
+    from skelact.engine.memory import keep_freed_memory
     from skelact.engine.quiet import quiet
     from skelact.results import write_records
 
@@ -188,6 +189,7 @@ def execute(config: Mapping[str, Any]) -> list[Record]:
         getattr(protocol, "check", lambda *_: None)(method, datamodule)
     fresh, trained, alone = pretrained is None and not released(config), False, functools.cache(_alone_again)
     device = pick_device(config["trainer"])
+    keep_freed_memory(device)
     records: list[Record] = []
     loggers: list[Any] = []
     status = "failed"
