@@ -29,6 +29,8 @@ class RaggedClips:
         mask: `(F, M, V)` bool, True where a joint was observed; None means that everything was.
         total: sum of the lengths, where the host knows it; otherwise whatever has a row for each frame of the clips
             (:meth:`frame_rows`) waits for the device to say it.
+        people: sum of the clips' :meth:`people_in_each`, where the host knows it: views of them show no more, so that
+            an encoder can leave absent people out without waiting for the device to count them.
 
     Raises:
         ValueError: shapes disagree. Ranges (start + length within F) are checked where clips are read, not here,
@@ -42,6 +44,7 @@ class RaggedClips:
     index: Tensor
     mask: Tensor | None = None
     total: int | None = None
+    people: int | None = None
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 4:
@@ -78,7 +81,7 @@ class RaggedClips:
         """Lay clips `(T_i, M, V, C)` (and masks `(T_i, M, V)`) one after another."""
         length = torch.tensor([len(clip) for clip in clips], dtype=torch.int64)
         count = len(clips)
-        return cls(
+        packed = cls(
             frames=torch.cat(list(clips)),
             start=length.cumsum(0) - length,
             length=length,
@@ -87,11 +90,22 @@ class RaggedClips:
             mask=None if mask is None else torch.cat(list(mask)),
             total=int(length.sum()),
         )
+        people = packed.people_in_each()
+        return packed if people is None else replace(packed, people=int(people.sum()))
 
-    def select(self, rows: Tensor, total: int | None = None) -> RaggedClips:
+    def select(self, rows: Tensor, total: int | None = None, people: int | None = None) -> RaggedClips:
         """The clips in `rows` (int64 positions or a bool mask over N); frames are shared, not copied."""
         parts = {name: getattr(self, name)[rows] for name in ("start", "length", "label", "index")}
-        return replace(self, **parts, total=total)
+        return replace(self, **parts, total=total, people=people)
+
+    def people_in_each(self) -> Tensor | None:
+        """`(N,)` int64: slots in which somebody is ever observed, 1 where nobody is; None without a mask."""
+        if self.mask is None:
+            return None
+        present, owner = self.mask.new_zeros(len(self), self.mask.shape[1]), self.owner()
+        for slot, seen in enumerate(self.mask[self.frame_rows()].any(2).T):
+            present[owner[seen], slot] = True
+        return present.sum(1).clamp_min(1)
 
     def clip(self, row: int) -> Tensor:
         """Frames `(T, M, V, C)` of one clip, a view."""

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from skelact.clips import RaggedClips
+
 
 class Encoder(nn.Module):
     """A network that turns streams of dense views into one feature per clip.
@@ -24,6 +26,9 @@ class Encoder(nn.Module):
     streams: tuple[str, ...]
     stacked: bool = False
     compiles: ClassVar[tuple[str, ...]] = ("forward_features",)
+
+    def expect(self, batch: RaggedClips) -> None:
+        """Be told whose training views come next; what the host knows of them need not be asked of the device."""
 
     def forward_features(self, streams: Mapping[str, Tensor], mask: Tensor | None = None) -> Tensor:
         """Encode one clip per row.

@@ -132,6 +132,7 @@ class SkeletonEncoder(ModalityEncoder):
         """Joint views `(n, M, T, V, C)` and their mask."""
         if draws is None or self.augment is None:
             return self.sampler(part, None)
+        self.backbone.expect(part)
         return self.augment(part, draws)[0]
 
     def derive(self, views: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:

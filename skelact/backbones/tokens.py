@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from skelact.backbones.base import Encoder
 from skelact.backbones.released import CheckpointError, Source, encoder_state, fill, read_state
+from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
 from skelact.skeleton.layouts import Layout, get_layout
 
@@ -70,9 +71,9 @@ class TokenEncoder(Encoder):
         dropout: of every element of the tokens before the mean over frames.
         absent: persons who are not there are left out of the mean over persons (`exclude`), or encoded and averaged in
             like any other (`count`, as released).
-        pack: when excluded persons are not computed: in evaluation (`eval`), also in training (`always`, or `auto` on a
-            CPU alone), or `never`: they are computed and have weight 0. Leaving them out makes a step on a GPU wait to
-            know how many there are.
+        pack: when excluded persons are not computed: in evaluation (`eval`), also in training (`always`, or `auto`
+            where that makes no step wait for a GPU), or `never`: they are computed and have weight 0. A step need not
+            wait where the host knows how many people its clips show (:attr:`RaggedClips.people`, of stores with masks).
         unobserved: joints that the mask calls unobserved are read as they come, zeros from any method (`zero`), or
             become the mask token (`token`).
 
@@ -117,6 +118,7 @@ class TokenEncoder(Encoder):
         self.joints_embed = nn.Linear(channels, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.dropout = nn.Dropout(dropout)
+        self._expected: tuple[int, int] | None = None  # clips and people of the next training views
 
     def load_released(self, source: Source, origin: str = "state dict") -> tuple[str, ...]:
         """Take the weights of a file of the authors' code, strictly. Only a mask token may be missing.
@@ -178,6 +180,10 @@ class TokenEncoder(Encoder):
         h: Tensor = self.joints_embed(x)
         return h if masked is None else torch.where(masked[..., None], self.mask_token.to(h.dtype), h)
 
+    def expect(self, batch: RaggedClips) -> None:
+        """See :class:`Encoder`."""
+        self._expected = None if batch.people is None else (len(batch), batch.people)
+
     def people(self, streams: Mapping[str, Tensor], mask: Tensor | None = None) -> People:
         """Who is encoded, with what weight.
 
@@ -199,19 +205,28 @@ class TokenEncoder(Encoder):
         present = ((x != 0).any(-1) if mask is None else mask).flatten(2).any(2)
         nobody = ~present.any(1)
         present = torch.cat([(present[:, 0] | nobody)[:, None], present[:, 1:]], 1)
-        weight = (present.to(x.dtype) / present.sum(1, keepdim=True)).flatten()
-        if m > 1 and self._packs(x.device):
-            place = present.flatten().nonzero()[:, 0]
-            rows, weight = rows[place], weight[place]
-            unobserved = None if unobserved is None else unobserved[place]
-        else:  # what stands in an empty slot must not matter, not even times zero
-            rows = rows.masked_fill(~present.view(-1, 1, 1, 1), 0.0)
+        weight, there = (present.to(x.dtype) / present.sum(1, keepdim=True)).flatten(), present.flatten()
+        if m > 1 and (chosen := self._chosen(there, self._expected_of(n, mask))) is not None:
+            place, rows, weight, there = chosen, rows[chosen], weight[chosen], there[chosen]
+            unobserved = None if unobserved is None else unobserved[chosen]
+        rows = rows.masked_fill(~there.view(-1, 1, 1, 1), 0.0)  # what stands there must not matter, not even times zero
         return People(rows, place // m, weight, place % m, (n, m), unobserved)
 
-    def _packs(self, device: torch.device) -> bool:
-        if self.pack in ("always", "never"):
-            return self.pack == "always"
-        return not self.training or (self.pack == "auto" and device.type == "cpu")
+    def _expected_of(self, clips: int, mask: Tensor | None) -> int | None:
+        """How many people a batch shows at most: of training views with a mask, if the host knows it of their clips."""
+        if not self.training or mask is None or self._expected is None or self._expected[0] != clips:
+            return None
+        return self._expected[1]
+
+    def _chosen(self, there: Tensor, expected: int | None) -> Tensor | None:
+        """Slots `(B,)` that are encoded, in order, of those where somebody is `(N * M,)`; None: all."""
+        if self.pack == "never" or (self.training and self.pack == "eval"):
+            return None
+        if expected is not None:
+            torch._assert_async(there.sum() <= expected, "views show more people than their clips")
+            return there.logical_not().to(torch.uint8).argsort(stable=True)[:expected].sort()[0]
+        wait = not self.training or self.pack == "always" or there.device.type == "cpu"
+        return there.nonzero()[:, 0] if wait else None
 
     def pool(self, tokens: Tensor, people: People) -> Tensor:
         """Dropout, mean over frames and over persons, joints side by side: `(B, T, V, R)` to `(N, V * R)`."""

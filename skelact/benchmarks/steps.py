@@ -54,6 +54,7 @@ def made_up_clips(
         index=torch.arange(count),
         mask=mask if persons > 1 else None,
         total=total,
+        people=count + (persons - 1) * int((~alone).sum()) if persons > 1 else None,
     ).to(device)
 
 
@@ -167,13 +168,15 @@ class SkeletonStep(Step):
 
     def __init__(self, method: Any, clips: RaggedClips, batch_size: int, precision: str, device: torch.device) -> None:
         super().__init__(method, batch_size, precision, device)
-        self.clips, self.lengths = clips, clips.length.cpu()
+        people = clips.people_in_each()
+        self.clips, self.lengths, self.people = clips, clips.length.cpu(), None if people is None else people.cpu()
         self.generator = torch.Generator().manual_seed(0)
 
     def batch(self) -> RaggedClips:
         """Clips drawn at random; integers alone are moved."""
         rows = torch.randperm(len(self.clips), generator=self.generator)[: self.batch_size]
-        return self.clips.select(rows.to(self.device), int(self.lengths[rows].sum()))
+        people = None if self.people is None else int(self.people[rows].sum())
+        return self.clips.select(rows.to(self.device), int(self.lengths[rows].sum()), people)
 
     def given(self, batch: RaggedClips) -> tuple[RaggedClips, Any]:
         """The clips, and the method's own views."""

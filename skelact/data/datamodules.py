@@ -369,7 +369,7 @@ class SkeletonDataModule(pl.LightningDataModule):
                 self._frames["all"] = self._frames["all"].to(target)
                 target = self._frames["all"].device  # with its number
         resident = self._frames["all"]
-        picked = resident.select(send(rows, resident.device), int(self._ready.store.length[rows.numpy()].sum()))
+        picked = resident.select(send(rows, resident.device), *self._ready.totals(rows))
         return picked if target is None or target == picked.device else send(picked.compact(), target)
 
     def _evaluation(self, part: str) -> DataLoader:

@@ -69,6 +69,7 @@ class ClipLoader:
         self.source = get_layout(store.card["layout"])
         self.channels = given_channels(store.card, scores)
         self.score = self.channels[-1] == "score"
+        self._people: Tensor | None = None  # in each clip of the store, once it has been read whole
         names = list(store.card["channels"])
         self._kept = None if self.channels == names else [names.index(name) for name in self.channels]
 
@@ -92,7 +93,8 @@ class ClipLoader:
         if change is not None and not stored:
             clips = change(clips)
         clips = clips if self.normalize is None else self.normalize(clips)
-        return replace(clips, total=int(clips.length.sum()))
+        people = clips.people_in_each()
+        return replace(clips, total=int(clips.length.sum()), people=None if people is None else int(people.sum()))
 
     def nbytes(self) -> int:
         """Bytes of the whole store in memory."""
@@ -117,7 +119,14 @@ class ClipLoader:
                 mask[first : first + len(chunk.frames)] = chunk.mask
         assert frames is not None  # a store holds at least one clip
         label = torch.from_numpy(np.array(self.store.label))
-        return RaggedClips(frames, start, length, label, torch.arange(len(length)), mask)
+        clips = RaggedClips(frames, start, length, label, torch.arange(len(length)), mask)
+        self._people = clips.people_in_each()
+        return clips
+
+    def totals(self, rows: Tensor) -> tuple[int, int | None]:
+        """Frames and people of the clips `rows`, for :meth:`RaggedClips.select`, once the whole store is loaded."""
+        people = None if self._people is None else int(self._people[rows].sum())
+        return int(self.store.length[rows.numpy()].sum()), people
 
     def _chunks(self) -> Iterator[np.ndarray]:
         end = np.cumsum(self.store.length)

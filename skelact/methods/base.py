@@ -205,6 +205,7 @@ class Method(Learner):
         """Training views of a batch in the current epoch; a clip's views depend on (seed, epoch, clip) alone."""
         if self.augment is None:
             raise SkelactError(f"{type(self).__name__} was built without `augment` and cannot be trained")
+        self.backbone.expect(batch)
         return self.augment(batch, Draws(self.seed, self.current_epoch, batch.index))
 
     def derive(

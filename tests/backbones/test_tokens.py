@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from skelact.backbones.dstformer import DSTformer
 from skelact.backbones.plain_transformer import PlainTransformer
 from skelact.backbones.tokens import TOKENS_AT_ONCE
+from skelact.clips import RaggedClips
 from skelact.errors import SkelactError
 
 KINDS = (DSTformer, PlainTransformer)
@@ -92,6 +93,44 @@ def test_gradients_do_not_depend_on_packing(kind):
     for other in grads[1:]:
         for name, grad in grads[0].items():
             same(grad, other[name], 1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pack", ["always", "auto"])
+def test_people_are_left_out_by_what_the_host_knows_of_their_clips(kind, pack):
+    """Of the five in the clips, the views show four."""
+    of_clips, of_views = seen([[1, 0, 0], [0, 0, 0], [1, 1, 1]]), seen([[1, 0, 0], [0, 0, 0], [0, 1, 1]])
+    x, weight = clips(m=3), torch.randn(3, V * 6, dtype=torch.float64)
+    shown = torch.where(of_views[..., None], x, torch.nan)
+    shown[1, 0] = 0  # a clip with nobody keeps its first slot
+    batch = RaggedClips.pack(list(x.transpose(1, 2)), mask=list(of_clips.transpose(1, 2)))
+    assert batch.people == 5
+    results = []
+    for model in (encoder(kind, pack=pack).train(), encoder(kind, pack="never").train()):
+        model.mask_token.requires_grad_(False)
+        model.expect(batch)
+        feature = model({"joint": shown}, of_views)
+        (feature * weight).sum().backward()
+        results.append([feature, *(p.grad for p in model.parameters() if p.requires_grad)])
+        people = model.people({"joint": x}, of_views)
+        assert len(people.rows) == (9 if model.pack == "never" else 5)
+        assert (people.weight > 0).sum() == 4
+        assert people.clip.tolist() == sorted(people.clip.tolist())
+    for own, other in zip(*results, strict=True):
+        same(own, other, 1e-9)
+
+
+def test_what_the_host_knows_holds_for_training_views_of_the_same_clips():
+    x, some, everybody = clips(), seen([[1, 0], [0, 1], [1, 1]]), seen([[1, 1]] * 3)
+    model = encoder().train()
+    model.expect(RaggedClips.pack(list(x.transpose(1, 2)), mask=list(some.transpose(1, 2))))
+    with pytest.raises(RuntimeError, match="more people than their clips"):
+        model.people({"joint": x}, everybody)
+    assert len(model.people({"joint": x}).rows) == 6  # without a mask others may be there
+    assert len(model.people({"joint": x[:2]}, everybody[:2]).rows) == 4
+    assert len(model.eval().people({"joint": x}, everybody).rows) == 6
+    model.train().expect(RaggedClips.pack(list(x.transpose(1, 2))))
+    assert len(model.people({"joint": x}, everybody).rows) == 6
 
 
 def test_who_is_there_without_a_mask():

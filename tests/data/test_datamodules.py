@@ -23,6 +23,8 @@ from .conftest import make_card, write_store
 def _equal(a: RaggedClips, b: RaggedClips) -> None:
     assert a.index.tolist() == b.index.tolist() and a.label.tolist() == b.label.tolist()
     assert a.length.tolist() == b.length.tolist() and a.total == b.total == sum(a.length.tolist())
+    people = [max(int(a.clip_mask(row).any(2).any(0).sum()), 1) for row in range(len(a))]
+    assert a.people == b.people == (None if a.mask is None else sum(people))
     for row in range(len(a)):
         assert torch.equal(a.clip(row), b.clip(row)) and torch.equal(a.clip_mask(row), b.clip_mask(row))
 
@@ -90,6 +92,7 @@ def test_a_store_is_sent_to_its_device_once(masked_store):
     rows, meta = next(iter(module.train_dataloader())), torch.device("meta")
     batch = module.transfer_batch_to_device(rows, meta)
     assert batch.device == meta and batch.total == masked_store.length[rows].sum()
+    assert batch.people == int(module._ready.load(rows).people_in_each().sum())
     batches = [batch, *module.batches("val", device=meta), *module.batches("test", device=meta)]
     assert len(batches) > 2 and all(b.frames is batch.frames and b.mask is batch.mask for b in batches)
 

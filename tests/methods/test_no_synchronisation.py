@@ -6,6 +6,7 @@ and device, is watched for.
 """
 
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ WAITS = {
     "people who are not there are left out, as many as there are (off by default)": (
         "skeletonclr", ["backbone.ignore_absent=true", "data.persons=2"]
     ),
-    "the same in token encoders (pack=auto, the default, on a GPU in evaluation alone)": (
+    "the same in token encoders of clips of which the host knows nothing (by default then nobody is left out)": (
         "maskclr", ["backbone.pack=always", "data.persons=2"]
     ),
 }  # fmt: skip
@@ -102,7 +103,19 @@ def test_options_that_do_wait(why):
     name, overrides = WAITS[why]
     method, batch = make(name, "last", META, *overrides)
     with pytest.raises(NotImplementedError, match="nonzero"):
-        loss_of(method, batch)
+        loss_of(method, replace(batch, people=None))
+
+
+@pytest.mark.parametrize("name", ["supervised, dstformer", "maskclr", "supcon"])
+@pytest.mark.parametrize("known", [True, False])
+def test_absent_people_are_left_out_without_waiting_where_the_host_knows_their_number(name, known, monkeypatch):
+    method, batch = make(name, "last", META, "data.persons=2")
+    backbone, rows = method.backbone, set()
+    represent = backbone.represent
+    monkeypatch.setattr(backbone, "represent", lambda x, *rest: rows.add(len(x)) or represent(x, *rest))
+    assert len(batch) <= batch.people < 2 * len(batch)
+    watched(method, batch if known else replace(batch, people=None))
+    assert rows == {batch.people if known else 2 * len(batch)}
 
 
 def test_bodies_of_the_published_skeleton_encoder_do_wait():
