@@ -227,6 +227,9 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> float | None:
         call()
         synchronise(device)
         return torch.cuda.max_memory_allocated(device) / 1e6
+    from skelact.engine.memory import give_back_freed_memory
+
+    give_back_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
         before = resident("VmRSS")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,7 +30,18 @@ def keep_freed_memory(device: torch.device) -> bool:
         Whether it was arranged: on a CPU, by glibc, without such a variable.
     """
     told = any(name in os.environ for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"))
-    if device.type != "cpu" or sys.platform != "linux" or told or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+    if device.type != "cpu" or told or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # another C library may have none
+    mallopt = _of_glibc("mallopt")
     return mallopt is not None and bool(mallopt(_MMAP_THRESHOLD, LARGEST) and mallopt(_TRIM_THRESHOLD, -1))
+
+
+def give_back_freed_memory() -> None:
+    """Give back to the system what was freed, so that the resident set is what is in use; where glibc can do it."""
+    if (trim := _of_glibc("malloc_trim")) is not None:
+        trim(0)
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
+    """A function that other C libraries may lack."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform == "linux" else None

@@ -174,6 +174,7 @@ def test_commands_that_cannot_be_run_say_why(skelact_run, pretrained, arguments,
 
 
 @pytest.mark.ddp
+@pytest.mark.slow  # finetuning on two processes is among the fast ones
 def test_two_processes_train_from_scratch_as_one_does(skelact_run, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     options = [*SCRATCH, "backbone.dropout=0", "method.streams=[joint,bone]", "trainer.max_steps=4"]

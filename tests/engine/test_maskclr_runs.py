@@ -58,7 +58,7 @@ def test_a_classifier_of_masked_pathways_is_fine_tuned(skelact_run, tmp_path):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize("method", ["maskclr", "motionbert"])
+@pytest.mark.parametrize("method", ["maskclr", pytest.param("motionbert", marks=pytest.mark.slow)])
 def test_two_processes_through_the_command(skelact_run, tmp_path, monkeypatch, method):
     """One global batch on one process and on two: the same losses and weights, also where the mask token idles."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -107,7 +107,9 @@ def _train(rank, counts, kinds=tuple(KINDS)):
 
 
 @pytest.mark.ddp
-@pytest.mark.parametrize(("counts", "kinds"), [((4, 4), tuple(KINDS)), ((2, 2, 2, 2), FEW)])
+@pytest.mark.parametrize(
+    ("counts", "kinds"), [((4, 4), tuple(KINDS)), pytest.param((2, 2, 2, 2), FEW, marks=pytest.mark.slow)]
+)
 def test_processes_are_one(on_ranks, counts, kinds):
     """The same losses, probes, weights, running statistics and queue, for every method and stage."""
     whole = _train(0, (8,), kinds)
