@@ -81,17 +81,14 @@ class RaggedClips:
         """Lay clips `(T_i, M, V, C)` (and masks `(T_i, M, V)`) one after another."""
         length = torch.tensor([len(clip) for clip in clips], dtype=torch.int64)
         count = len(clips)
-        packed = cls(
+        return cls(
             frames=torch.cat(list(clips)),
             start=length.cumsum(0) - length,
             length=length,
             label=torch.full((count,), -1) if label is None else torch.as_tensor(label, dtype=torch.int64),
             index=torch.arange(count) if index is None else torch.as_tensor(index, dtype=torch.int64),
             mask=None if mask is None else torch.cat(list(mask)),
-            total=int(length.sum()),
-        )
-        people = packed.people_in_each()
-        return packed if people is None else replace(packed, people=int(people.sum()))
+        ).counted()
 
     def select(self, rows: Tensor, total: int | None = None, people: int | None = None) -> RaggedClips:
         """The clips in `rows` (int64 positions or a bool mask over N); frames are shared, not copied."""
@@ -103,9 +100,14 @@ class RaggedClips:
         if self.mask is None:
             return None
         present, owner = self.mask.new_zeros(len(self), self.mask.shape[1]), self.owner()
-        for slot, seen in enumerate(self.mask[self.frame_rows()].any(2).T):
+        for slot, seen in enumerate(self.mask.any(2)[self.frame_rows()].T):
             present[owner[seen], slot] = True
         return present.sum(1).clamp_min(1)
+
+    def counted(self) -> RaggedClips:
+        """The same clips on the host, with `total` and `people` filled in."""
+        people = self.people_in_each()
+        return replace(self, total=int(self.length.sum()), people=None if people is None else int(people.sum()))
 
     def clip(self, row: int) -> Tensor:
         """Frames `(T, M, V, C)` of one clip, a view."""

@@ -46,16 +46,18 @@ def made_up_clips(
     alone = torch.rand(count, generator=generator) >= PAIRS
     mask = torch.ones(total, persons, joints, dtype=torch.bool)
     mask[:, 1:] = ~alone.repeat_interleave(length)[:, None, None]
-    return RaggedClips(
-        frames=frames * mask[..., None],
-        start=length.cumsum(0) - length,
-        length=length,
-        label=torch.randint(classes, (count,), generator=generator),
-        index=torch.arange(count),
-        mask=mask if persons > 1 else None,
-        total=total,
-        people=count + (persons - 1) * int((~alone).sum()) if persons > 1 else None,
-    ).to(device)
+    return (
+        RaggedClips(
+            frames=frames * mask[..., None],
+            start=length.cumsum(0) - length,
+            length=length,
+            label=torch.randint(classes, (count,), generator=generator),
+            index=torch.arange(count),
+            mask=mask if persons > 1 else None,
+        )
+        .counted()
+        .to(device)
+    )
 
 
 def peak_matmul_flops(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -92,9 +91,7 @@ class ClipLoader:
             clips = RaggedClips(frames, clips.start, clips.length, clips.label, clips.index, mask)
         if change is not None and not stored:
             clips = change(clips)
-        clips = clips if self.normalize is None else self.normalize(clips)
-        people = clips.people_in_each()
-        return replace(clips, total=int(clips.length.sum()), people=None if people is None else int(people.sum()))
+        return (clips if self.normalize is None else self.normalize(clips)).counted()
 
     def nbytes(self) -> int:
         """Bytes of the whole store in memory."""
