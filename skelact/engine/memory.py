@@ -20,8 +20,8 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # mallopt's numbers, malloc.h
 def keep_freed_memory(device: torch.device) -> bool:
     """Let a process that computes on the CPU keep what it frees, for the activations of the next step.
 
-    glibc gives large blocks back to the system, which clears every page again at its next touch: 3 to 12 % of an
-    ST-GCN's step. What the user says by glibc's own variables stands.
+    glibc gives large blocks back to the system, which clears every page again at its next touch: small networks on
+    large tensors, such as ST-GCNs, feel it. What the user says by glibc's own variables stands.
 
     Args:
         device: where is computed.
